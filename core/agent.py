@@ -1,0 +1,373 @@
+"""The agent: a world model, the behaviors that dream in it, and the seams that variants override."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, final
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from . import codec
+from .behavior import ActorConfig, Behavior, CriticConfig, Objective, actor_critic, frozen, label
+from .codec import CodecConfig, Decoder, Encoder
+from .heads import Head, HeadConfig, Policy
+from .nets import initialize
+from .optim import OptimConfig, Optimizer, make_groups
+from .outputs import Output
+from .rng import Draws
+from .rssm import RSSM, Cell, RSSMConfig
+from .specs import Space, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scales:
+    """Weights of the base agent's losses in the one sum that is minimised."""
+
+    rec: float = 1.0  # reconstruction of each observation key
+    reward: float = 1.0
+    cont: float = 1.0
+    dyn: float = 1.0  # the prior follows the posterior
+    rep: float = 0.1  # the posterior stays predictable
+    policy: float = 1.0
+    value: float = 1.0  # critics on dreams
+    repval: float = 0.3  # critics on replayed steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Knobs of the base agent. The defaults are profile v3 at size1m."""
+
+    dynamics: Cell = "block_gru"  # kind of recurrent cell
+    dream: int = 15  # H, imagined steps
+    starts: int = 0  # dreams start at the last so many replayed steps of each sequence; 0 means all
+    reward_grad: bool = True  # the reward loss shapes the latents
+    repval_grad: bool = True  # so does the critics' loss on replayed steps
+    augment: str = "none"  # "shift" moves images by a few pixels, per sequence
+    encoder: CodecConfig = field(default_factory=CodecConfig)
+    decoder: CodecConfig = field(default_factory=CodecConfig)
+    rssm: RSSMConfig = field(default_factory=RSSMConfig)
+    reward: HeadConfig = field(default_factory=lambda: HeadConfig(outscale=0.0))
+    cont: HeadConfig = field(default_factory=lambda: HeadConfig(dist="binary"))
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    scales: Scales = field(default_factory=Scales)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+class Dreamer(nn.Module):
+    """DreamerV3 (Hafner et al. 2023, 2025). Variants inherit from it and override seams; final methods are the core's own.
+
+    spec: what the task offers. cfg: knobs. seed: start values of the weights. `updates` counts finished updates.
+    """
+
+    Config: ClassVar[type[Config]] = Config
+    cfg: Config
+    updates: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in cls.__dict__:
+            if getattr(getattr(Dreamer, name, None), "__final__", False):
+                raise TypeError(f"{cls.__name__}.{name} is the core's own and the same for all variants: override a seam that it calls")
+
+    def __init__(self, spec: Spec, cfg: Config, seed: int = 0) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.spec = self.spaces(spec)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.nets = nn.ModuleDict(self.build())
+        self.behaviors = nn.ModuleDict(self.build_behaviors())
+        initialize(self, seed)
+        for objective in self._objectives():
+            objective.start()
+
+    # ------------------------------------------------------------------------------------------------ seams
+
+    def spaces(self, spec: Spec) -> Spec:
+        """Seam: what the replay keeps besides the task's own arrays, and which observations the model may not see."""
+        return spec
+
+    def build(self) -> dict[str, nn.Module]:
+        """Seam: modules of the world model by name. The base has encoder, rssm, decoder, reward, cont."""
+        cfg, visible = self.cfg, self.spec.visible
+        encoder = Encoder(visible, cfg.encoder)
+        rssm = RSSM(cfg.dynamics, self.spec.action_width, encoder.width, cfg.rssm)
+        decoder = Decoder(visible, cfg.rssm.deter, cfg.rssm.stoch * cfg.rssm.classes, cfg.decoder)
+        width = rssm.latent_width
+        return {"encoder": encoder, "rssm": rssm, "decoder": decoder, "reward": Head(width, cfg.reward), "cont": Head(width, cfg.cont)}
+
+    def build_behaviors(self) -> dict[str, Behavior]:
+        """Seam: policies with their objectives. `main` is the one that acts."""
+        width = self.rssm.latent_width
+        objective = Objective(width, self.cfg.critic, replay=lambda batch: batch["reward"])
+        policy = Policy(width, self.spec.action, self.cfg.actor.policy)
+        return {"main": Behavior(policy, {"extrinsic": objective}, self.cfg.actor)}
+
+    def scales(self) -> dict[str, float]:
+        """Seam: weight of every loss by name. Names must equal those of the losses."""
+        s = self.cfg.scales
+        named = {"reward": s.reward, "cont": s.cont, "dyn": s.dyn, "rep": s.rep, "policy": s.policy, "value": s.value}
+        if s.repval:
+            named["repval"] = s.repval
+        return named | {f"rec/{key}": s.rec for key in self.spec.visible}
+
+    def prepare(self, batch: TensorDict, draws: Draws) -> TensorDict:
+        """Seam: change a replayed batch (B, T) before anything is computed from it. The base may augment images."""
+        if self.cfg.augment == "none":
+            return batch
+        if self.cfg.augment != "shift":
+            raise ValueError(f"agent.augment={self.cfg.augment!r}: choose none or shift")
+        images = [k for k, s in self.spec.visible.items() if s.image]
+        return batch.copy().set("obs", codec.random_shift(batch["obs"], images, draws))
+
+    def encode(self, data: TensorDict) -> Tensor:
+        """Seam: observations of steps (*) -> tokens (*, tokens)."""
+        return self.encoder(data["obs"])
+
+    def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
+        """Seam: what travels beside the latents from the start of a rollout on, same batch shape as the state. The base has none.
+
+        Chosen at every replayed state (B, T) when training, and at an episode's first step (n,) when acting.
+        """
+        return TensorDict({}, state.batch_size, device=state.device)
+
+    def latent(self, state: TensorDict) -> Tensor:
+        """Seam: what the world model's heads see of a state: (*, D + S * C)."""
+        return torch.cat([state["deter"], state["stoch"].flatten(-2)], -1)
+
+    def view(self, state: TensorDict) -> Tensor:
+        """Seam: what actor and critic see of a state: (*, F)."""
+        return self.latent(state)
+
+    def act(self, state: TensorDict, draws: Draws) -> TensorDict:
+        """Seam: choose the action of a state (n,), in model form by key. The one definition for the dream and the world."""
+        dists = self.main.policy(self.view(state).detach())
+        action = TensorDict({k: d.sample(draws, "action") for k, d in dists.items()}, state.batch_size, device=state.device)
+        return state.copy().set("action", action)
+
+    def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Seam: dream from states (N,) to (N, H + 1) states with their actions and `cont`, the probability of going on."""
+        dream = self.rollout(start, draws)
+        return dream.set("cont", self.cont(self.latent(dream)).pred())
+
+    def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
+        """Seam: rewards (N, H + 1) of a dream by objective; entry t is for arriving at state t."""
+        return {"extrinsic": self.reward(self.latent(dream)).pred()}
+
+    def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
+        """Seam: losses (B, T) that train the world model, besides dyn and rep."""
+        latent = self.latent(post)
+        outputs: dict[str, Output] = self.decoder(post["deter"], post["stoch"])
+        losses = {f"rec/{k}": o.loss(batch["obs", k]) for k, o in outputs.items()}
+        seen = latent if self.cfg.reward_grad else latent.detach()
+        losses["reward"] = self.reward(seen).loss(batch["reward"])
+        alive = (~batch["is_terminal"]).float()
+        losses["cont"] = self.cont(latent).loss(alive * (self.cfg.critic.discount if self.cfg.critic.contdisc else 1.0))
+        return losses
+
+    # ------------------------------------------------------------------------------------------------ names
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.nets["encoder"]  # type: ignore[return-value]
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.nets["decoder"]  # type: ignore[return-value]
+
+    @property
+    def rssm(self) -> RSSM:
+        return self.nets["rssm"]  # type: ignore[return-value]
+
+    @property
+    def reward(self) -> Head:
+        return self.nets["reward"]  # type: ignore[return-value]
+
+    @property
+    def cont(self) -> Head:
+        return self.nets["cont"]  # type: ignore[return-value]
+
+    @property
+    def main(self) -> Behavior:
+        """The behavior that acts."""
+        return self.behaviors["main"]  # type: ignore[return-value]
+
+    @property
+    def latent_spaces(self) -> dict[str, Space]:
+        """What the replay stores of a latent: deter as numbers, stoch as class indices."""
+        r = self.cfg.rssm
+        return {"deter": Space(shape=(r.deter,)), "stoch": Space(shape=(r.stoch,), dtype="uint8", classes=r.classes)}
+
+    def _objectives(self) -> list[Objective]:
+        return [o for b in self.behaviors.values() for o in b.terms().values()]  # type: ignore[union-attr, operator]
+
+    # ------------------------------------------------------------------------------------------------ final
+
+    @final
+    def rollout(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Policy and prior in turn: states (N,) -> (N, H + 1), index 0 the start itself.
+
+        What `act` and `context` put into the state travels on; every state holds the action chosen in it.
+
+            state    s_0 ---> s_1 ---> ... ---> s_H
+            action   a_0      a_1               a_H     a_t is chosen in s_t
+            reward            r_1               r_H     r_t is for arriving at s_t; entry 0 is never read
+        """
+        states = []
+        state = start
+        for t in range(self.cfg.dream + 1):
+            state = self.act(state, draws)
+            states.append(state)
+            if t < self.cfg.dream:
+                state = state.copy().update(self.rssm.step(state, self._joined(state["action"]), draws))
+        return torch.stack(states, 1)
+
+    @final
+    def replay_context(self, batch: TensorDict, context: int) -> tuple[TensorDict, TensorDict, Tensor]:
+        """Cut a replayed batch (B, K + T) into the state (B,) to start from, the T steps to train on and their previous actions.
+
+        The K leading steps are not trained on: the last of them gives stored latents and the first previous action. With
+        K = 0 sequences start from nothing. Returns state, batch (B, T), action (B, T, A) in model form.
+        """
+        count, steps = batch.batch_size
+        chosen = codec.flat(self.spec.action, batch["action"], squash=False)
+        if context:
+            stored = batch["latent"][:, context - 1]
+            stoch = stored["stoch"]
+            if stoch.ndim == 2:
+                stoch = nn.functional.one_hot(stoch.long(), self.cfg.rssm.classes)
+            state = TensorDict({"deter": stored["deter"].float(), "stoch": stoch.float()}, [count], device=chosen.device)
+            return state, batch[:, context:], chosen[:, context - 1 : -1]
+        previous = torch.cat([torch.zeros_like(chosen[:, :1]), chosen[:, :-1]], 1)
+        return self.rssm.initial(count, chosen.device), batch, previous
+
+    @final
+    def losses(
+        self, batch: TensorDict, state: TensorDict, previous: Tensor, draws: Draws, update: bool = True
+    ) -> tuple[dict[str, Tensor], TensorDict, dict[str, Tensor]]:
+        """Every loss of one batch by name, (B, T) or (N, H); the posterior states (B, T); metrics.
+
+        batch (B, T), state (B,) before it, previous action (B, T, A) in model form. update=False leaves normalisers alone.
+        """
+        batch = self.prepare(batch, draws)
+        post = self.rssm.observe(self.encode(batch), previous, batch["is_first"], state, draws)
+        losses, entropies = self.rssm.kl(post)
+        losses |= self.model_losses(batch, post)
+        post = post.update(self.context(batch, post, draws))
+        more, metrics = self._behave(batch, post, draws, update)
+        metrics |= {k: v.mean() for k, v in entropies.items()}
+        return losses | more, post, metrics
+
+    def _behave(self, batch: TensorDict, post: TensorDict, draws: Draws, update: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Dream from the posterior states and train every behavior on the dreams and on the replayed steps."""
+        last = self.cfg.starts or post.batch_size[1]
+        tail, steps = post[:, -last:], batch[:, -last:]
+        start = tail.exclude("logits").detach().reshape(-1)
+        behaviors: dict[str, Behavior] = dict(self.behaviors.items())  # type: ignore[arg-type]
+        differentiable = any(b.through_dynamics for b in behaviors.values())
+        # With the score-function gradient nothing of the dream needs a graph; through the dynamics only actions carry one.
+        scope: AbstractContextManager[None] = frozen(*self.nets.values()) if differentiable else torch.no_grad()  # type: ignore[assignment]
+        with scope:
+            dream = self.imagine(start, draws)
+            rewards = self.rewards(dream)
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        for name, behavior in behaviors.items():
+            own = {k: rewards[k] for k in behavior.terms()}
+            terms, returns, extra = actor_critic(behavior, self.view(dream), dream["action"], own, dream["cont"], update)
+            if self.scales().get("repval"):
+                terms |= self._replay_value(behavior, steps, tail, returns, update)
+            prefix = "" if name == "main" else f"{name}/"
+            losses |= {prefix + k: v for k, v in terms.items()}
+            metrics |= {prefix + k: v for k, v in extra.items()}
+        return losses, metrics
+
+    def _replay_value(
+        self, behavior: Behavior, batch: TensorDict, post: TensorDict, returns: dict[str, Tensor], update: bool
+    ) -> dict[str, Tensor]:
+        """Losses (B, T - 1) of the critics whose reward the replay knows."""
+        losses = {}
+        features = self.view(post)
+        if not self.cfg.repval_grad:
+            features = features.detach()
+        for name, objective in behavior.terms().items():
+            if objective.replay is not None:
+                value, slow = objective.critic(features), objective.slow(features.detach())
+                boot = returns[name][:, 0].reshape(batch.batch_size)
+                reward = objective.replay(batch)
+                losses[label("repval", name)], _ = objective.judge_replay(
+                    value, slow, reward, boot, batch["is_last"], batch["is_terminal"], update
+                )
+        return losses
+
+    @final
+    def total(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scaled sum of the means of all losses, and the unscaled means by name. Refuses names without a scale and the reverse."""
+        scales = self.scales()
+        if losses.keys() != scales.keys():
+            missing, idle = sorted(losses.keys() - scales.keys()), sorted(scales.keys() - losses.keys())
+            raise ValueError(f"losses without a scale: {missing}; scales without a loss: {idle}")
+        means = {k: v.mean() for k, v in losses.items()}
+        return sum((scales[k] * v for k, v in means.items()), torch.zeros(())), {f"loss/{k}": v.detach() for k, v in means.items()}
+
+    @final
+    def update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int = 1) -> tuple[dict[str, Tensor], TensorDict]:
+        """One training step on a replayed batch (B, K + T): metrics, and fresh latents (B, T) for the replay.
+
+        A pure function of weights, batch and draws.
+        """
+        state, data, previous = self.replay_context(batch, context)
+        losses, post, metrics = self.losses(data, state, previous, draws)
+        loss, means = self.total(losses)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        metrics |= means | optimizer.step()
+        metrics["opt/loss"] = loss.detach()
+        self.updates += 1
+        for objective in self._objectives():
+            objective.follow(int(self.updates))
+        return metrics, post.select("deter", "stoch").detach()
+
+    @final
+    def optimizer(self) -> Optimizer:
+        """A fresh optimizer over all trainable parameters, grouped as the configuration says."""
+        actor = {p for b in self.behaviors.values() for p in b.policy.parameters()}  # type: ignore[union-attr, operator]
+        critic = {p for o in self._objectives() for p in o.critic.parameters()}
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        model = [p for p in trainable if p not in actor and p not in critic]
+        groups = make_groups(self.cfg.optim, model, [p for p in trainable if p in actor], [p for p in trainable if p in critic])
+        return Optimizer(groups, self.cfg.optim)
+
+    @final
+    def initial(self, n: int) -> TensorDict:
+        """The acting state of n environments before their first step."""
+        device = self.updates.device
+        action = TensorDict({k: torch.zeros(n, s.width, device=device) for k, s in sorted(self.spec.action.items())}, [n], device=device)
+        return self.rssm.initial(n, device).set("action", action)
+
+    @final
+    @torch.no_grad()
+    def policy(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
+        """Act in n environments: steps (n,) with `obs` and `is_first`, acting state (n,) -> actions in environment form, new state.
+
+        Uses the same `encode`, `observe`, `context` and `act` as training.
+        """
+        first = data["is_first"]
+        tokens = self.encode(data)
+        previous = self._joined(state["action"])
+        post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)[:, 0]
+        state = state.copy().update(post.select("deter", "stoch"))
+        fresh = self.context(data, state, draws)
+        for key in fresh.keys(True, True):
+            kept = state.get(key, None)
+            chosen = fresh[key]
+            state.set(key, chosen if kept is None else torch.where(first.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, kept))
+        state = self.act(state, draws)
+        return codec.env_actions(self.spec.action, state["action"]), state
+
+    def _joined(self, action: TensorDict) -> Tensor:
+        """Actions by key in model form -> (*, A), keys sorted."""
+        return torch.cat([action[k] for k in sorted(self.spec.action)], -1)

@@ -1,0 +1,97 @@
+"""Heads: perceptrons that end in an output. One class for scalars, one for policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import maths
+from .nets import MLP, Linear
+from .outputs import Binary, Categorical, Distribution, Normal, Output, Squared, TwoHot
+from .specs import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """A head that predicts one number per state."""
+
+    dist: Literal["symexp_twohot", "symlog_twohot", "symlog_mse", "mse", "binary"] = "symexp_twohot"  # kind of output
+    layers: int = 1  # dense units before the output
+    units: int = 64  # width of each
+    bins: int = 255  # of the two-hot kinds
+    outscale: float = 1.0  # factor on the output layer's start weights; 0 predicts 0 at first
+    norm: str = "rms"  # rms, layer or none
+    act: str = "silu"  # activation
+
+
+class Head(nn.Module):
+    """Features (*, F) -> an `Output` of one number per state (*)."""
+
+    bins: Tensor
+
+    def __init__(self, inputs: int, cfg: HeadConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.mlp = MLP(inputs, cfg.units, cfg.layers, cfg.norm, cfg.act)
+        twohot = cfg.dist.endswith("twohot")
+        self.out = Linear(self.mlp.width, cfg.bins if twohot else 1, cfg.outscale)
+        if twohot:
+            bins = maths.symexp_bins(cfg.bins) if cfg.dist == "symexp_twohot" else torch.linspace(-20, 20, cfg.bins)
+            self.register_buffer("bins", bins, persistent=False)
+
+    def forward(self, features: Tensor) -> Output:
+        x = self.out(self.mlp(features))
+        if self.cfg.dist.endswith("twohot"):
+            return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"))
+        if self.cfg.dist == "binary":
+            return Binary(x.squeeze(-1))
+        return Squared(x.squeeze(-1), 0, maths.symlog if self.cfg.dist == "symlog_mse" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The actor's network and its distribution over actions."""
+
+    layers: int = 3  # dense units before the outputs
+    units: int = 64  # width of each
+    continuous: Literal["bounded_normal", "normal", "tanh_normal"] = "bounded_normal"  # kind for continuous actions
+    min_std: float = 0.1  # of bounded_normal and tanh_normal
+    max_std: float = 1.0  # of bounded_normal
+    unimix: float = 0.01  # share of uniform mixed into discrete actions; 0 is what the released code does in effect
+    outscale: float = 0.01  # factor on the output layers' start weights
+    norm: str = "rms"  # rms, layer or none
+    act: str = "silu"  # activation
+
+
+class Policy(nn.Module):
+    """Features (*, F) -> one `Distribution` per action key, in alphabetical order of the keys."""
+
+    def __init__(self, inputs: int, action: Mapping[str, Space], cfg: PolicyConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.action = {k: action[k] for k in sorted(action)}
+        self.mlp = MLP(inputs, cfg.units, cfg.layers, cfg.norm, cfg.act)
+        self.outs = nn.ModuleDict()
+        for key, space in self.action.items():
+            names = ["logits"] if space.discrete else ["mean", "std"]
+            self.outs[key] = nn.ModuleDict({n: Linear(self.mlp.width, space.width, cfg.outscale) for n in names})
+
+    def forward(self, features: Tensor) -> dict[str, Distribution]:
+        x = self.mlp(features)
+        return {key: self._output(key, space, x) for key, space in self.action.items()}
+
+    def _output(self, key: str, space: Space, x: Tensor) -> Distribution:
+        raw = {name: layer(x).float() for name, layer in self.outs[key].items()}  # type: ignore[operator, union-attr]
+        if space.discrete:
+            logits = raw["logits"].unflatten(-1, (*space.shape, space.classes or 1))
+            return Categorical(logits, len(space.shape), self.cfg.unimix)
+        low, high = self.cfg.min_std, self.cfg.max_std
+        if self.cfg.continuous == "bounded_normal":
+            return Normal(torch.tanh(raw["mean"]), (high - low) * torch.sigmoid(raw["std"] + 2.0) + low)
+        if self.cfg.continuous == "tanh_normal":
+            return Normal(raw["mean"], nn.functional.softplus(raw["std"]) + low, squash=True)
+        return Normal(raw["mean"], torch.exp(raw["std"]))

@@ -1,0 +1,106 @@
+"""The formulas, each stated once, as pure functions of tensors. Shapes follow the legend in specs.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) * ln(1 + |x|), elementwise: compresses large numbers, is the identity near zero (DreamerV3, eq. 9)."""
+    return torch.sign(x) * torch.log1p(torch.abs(x))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) * (exp(|x|) - 1), the inverse of `symlog`."""
+    return torch.sign(x) * torch.expm1(torch.abs(x))
+
+
+def symexp_bins(count: int) -> Tensor:
+    """Support of the two-hot distribution: `symexp` of -20 ... 20, exactly mirrored. Returns (count,) float32.
+
+    An odd count has one bin at exactly 0, an even count two.
+    """
+    half = symexp(torch.linspace(-20, 0, (count + 1) // 2))
+    mirrored = -(half[:-1] if count % 2 else half).flip(0)
+    return torch.cat([half, mirrored])
+
+
+def twohot_mean(probs: Tensor, bins: Tensor) -> Tensor:
+    """Expected value under bin probabilities. probs (*, K), bins (K,) mirrored around zero. Returns (*).
+
+    Mirrored bins are paired before they are summed: the terms reach 1e8, and only so do uniform probabilities give
+    exactly 0 in float32.
+    """
+    half = len(bins) // 2
+    return (probs[..., -half:] - probs[..., :half].flip(-1)) @ bins[-half:]
+
+
+def twohot_loss(logits: Tensor, target: Tensor, bins: Tensor) -> Tensor:
+    """Cross-entropy against the two bins around each target, weighted by closeness. logits (*, K), target (*). Returns (*).
+
+    Targets beyond the last bin saturate there. Gathers two log-probabilities instead of building (*, K) targets.
+    """
+    above = torch.searchsorted(bins, target.detach().contiguous(), right=True)
+    below = (above - 1).clamp(0, len(bins) - 1)
+    above = above.clamp(0, len(bins) - 1)
+    to_below = (bins[below] - target).abs()
+    to_above = (bins[above] - target).abs()
+    single = below == above
+    weight = torch.where(single, 1.0, to_above / torch.where(single, 1.0, to_below + to_above))
+    pair = torch.log_softmax(logits, -1).gather(-1, torch.stack([below, above], -1))
+    return -(weight * pair[..., 0] + (1 - weight) * pair[..., 1])
+
+
+def lambda_return(reward: Tensor, boot: Tensor, live: Tensor, lam: Tensor | float) -> Tensor:
+    """TD(lambda) targets, computed backwards from the last bootstrap value.
+
+    reward, boot, live (*, T): entry t belongs to state t (reward for arriving there, value of it, discount times the
+    probability of not having ended there); entry 0 of each is never read. lam is a number or (*, T), 0 where the chain
+    must stop. Returns (*, T - 1): R_t = r_{t+1} + live_{t+1} * ((1 - lam_{t+1}) * boot_{t+1} + lam_{t+1} * R_{t+1}).
+    """
+    carry = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device).expand_as(reward)
+    step = reward + live * (1 - carry) * boot
+    decay = live * carry
+    ret = boot[..., -1]
+    out = []
+    for t in range(reward.shape[-1] - 1, 0, -1):
+        ret = step[..., t] + decay[..., t] * ret
+        out.append(ret)
+    return torch.stack(out[::-1], -1)
+
+
+def mixed_log_probs(logits: Tensor, unimix: float) -> Tensor:
+    """Log-probabilities of (1 - unimix) * softmax + unimix / C. logits (*, C). Returns (*, C)."""
+    if not unimix:
+        return torch.log_softmax(logits, -1)
+    return torch.log((1 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1])
+
+
+def categorical_entropy(logp: Tensor) -> Tensor:
+    """Entropy in nats of log-probabilities (*, C). Returns (*)."""
+    return -(logp.exp() * logp).sum(-1)
+
+
+def categorical_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """KL(p || q) in nats of log-probabilities (*, C). Returns (*)."""
+    return (logp.exp() * (logp - logq)).sum(-1)
+
+
+def sample_onehot(probs: Tensor, uniform: Tensor | None) -> Tensor:
+    """One-hot draw from class probabilities (*, C) by inverting the distribution function at uniform (*). Returns (*, C).
+
+    Without noise (None) the most likely class is taken. The value carries no gradient.
+    """
+    probs = probs.detach()
+    if uniform is None:
+        return torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    passed = (uniform.unsqueeze(-1) < probs[..., :-1].cumsum(-1)).to(probs.dtype)
+    # The last class closes the interval: rounding may leave the total a little below a uniform number close to 1.
+    passed = torch.nn.functional.pad(passed, (0, 1), value=1.0)
+    return torch.diff(passed, dim=-1, prepend=torch.zeros_like(passed[..., :1]))
+
+
+def straight_through(onehot: Tensor, probs: Tensor) -> Tensor:
+    """The one-hot value in the forward pass, the gradient of the probabilities in the backward pass (Bengio et al. 2013)."""
+    return onehot + (probs - probs.detach())

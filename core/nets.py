@@ -1,0 +1,235 @@
+"""Layers: linear, block-linear, convolution, norms, multi-layer perceptron. Parameters are initialised by name, not by order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .rng import seed_for
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "elu": F.elu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),
+    "none": lambda x: x,
+}
+
+
+def initialize(module: nn.Module, seed: int) -> None:
+    """Initialise every layer from a generator derived from (seed, the layer's name).
+
+    A layer's start values depend on nothing else, so adding a module to an agent leaves all others as they were.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, (Linear, BlockLinear, Conv)):
+            layer.reset(torch.Generator().manual_seed(seed_for(seed, f"init/{name}", 0)))
+
+
+def _truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator) -> None:
+    """Normal truncated at two standard deviations, rescaled to variance outscale^2 / fan_in (`trunc_normal_in`)."""
+    with torch.no_grad():
+        sample = nn.init.trunc_normal_(torch.empty(weight.shape), 0.0, 1.0, -2.0, 2.0, generator=generator)
+        weight.copy_(sample * (1.1368 * outscale / math.sqrt(fan_in)))
+
+
+class Linear(nn.Linear):
+    """Affine map (*, inputs) -> (*, outputs) with bias; `outscale` multiplies the initial weights (0 starts at zero)."""
+
+    def __init__(self, inputs: int, outputs: int, outscale: float = 1.0) -> None:
+        self.outscale = outscale
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        """Nothing at construction: `initialize` does it once names are known."""
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the start values."""
+        _truncated_normal(self.weight, self.in_features, self.outscale, generator)
+        nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """Block-diagonal affine map: the input is cut into `blocks` equal slices, each with its own matrix.
+
+    (*, inputs) -> (*, outputs). The weight is (blocks, inputs / blocks, outputs / blocks); start values use the fan-in of
+    the whole input, as in the released implementation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"widths {inputs} and {outputs} are not divisible into {blocks} blocks")
+        self.blocks = blocks
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the start values."""
+        _truncated_normal(self.weight, self.weight.shape[0] * self.weight.shape[1], 1.0, generator)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:-1]
+        slices = x.reshape(-1, self.blocks, self.weight.shape[1]).transpose(0, 1)
+        return torch.bmm(slices, self.weight).transpose(0, 1).reshape(*lead, -1) + self.bias
+
+
+class Conv(nn.Conv2d):
+    """Convolution of (n, channels, height, width) with 'same' padding as XLA pads it; `up` enlarges twofold first.
+
+    stride 2 halves the resolution with the asymmetric padding of the released implementation (one before, two after for
+    kernel 5). up="nearest" repeats every pixel 2 x 2 before the convolution; up="zeros" puts the pixel at the odd
+    position and zeros elsewhere (a transposed convolution).
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, up: str = "no") -> None:
+        if stride > 1 and up != "no":
+            raise ValueError("a convolution either shrinks (stride) or enlarges (up), not both")
+        self.up = up
+        super().__init__(inputs, outputs, kernel, stride)
+        if up == "nearest":
+            self.register_buffer("fold", _fold(kernel), persistent=False)
+
+    fold: Tensor
+
+    def reset_parameters(self) -> None:
+        """Nothing at construction: `initialize` does it once names are known."""
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the start values."""
+        _truncated_normal(self.weight, self.in_channels * self.kernel_size[0] * self.kernel_size[1], 1.0, generator)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up == "nearest":
+            return self._subpixel(x)
+        if self.up == "zeros":
+            x = _zero_stuffed(x)
+        size, kernel, stride = x.shape[-2:], self.kernel_size[0], self.stride[0]
+        pads = [max((math.ceil(s / stride) - 1) * stride + kernel - s, 0) for s in size]
+        (top, left) = (p // 2 for p in pads)
+        if pads[0] == pads[1] == kernel - 1 and kernel % 2:
+            return F.conv2d(x, self.weight, self.bias, self.stride, kernel // 2)
+        return F.conv2d(F.pad(x, (left, pads[1] - left, top, pads[0] - top)), self.weight, self.bias, self.stride)
+
+    def _subpixel(self, x: Tensor) -> Tensor:
+        """Nearest upsampling and a kernel of k equal a smaller kernel to four times the channels and a pixel shuffle.
+
+        Each output parity (a, b) sees only a few distinct input pixels; the taps that fall on the same one are added.
+        The result is the same sum, with 9 taps instead of 25 at a quarter of the positions.
+        """
+        outputs, reach = self.out_channels, self.fold.shape[1]
+        weight = torch.einsum("adu,bev,oiuv->oabide", self.fold, self.fold, self.weight)
+        weight = weight.reshape(outputs * 4, self.in_channels, reach, reach)
+        bias = None if self.bias is None else self.bias.repeat_interleave(4)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=reach // 2), 2)
+
+
+def _fold(kernel: int) -> Tensor:
+    """(2, reach, kernel) of 0/1: which kernel taps land on which input pixel, for even and odd output positions."""
+    half = kernel // 2
+    reach = (half + 1) // 2
+    fold = torch.zeros(2, 2 * reach + 1, kernel)
+    for parity in range(2):
+        for tap in range(-half, half + 1):
+            fold[parity, (parity + tap) // 2 + reach, tap + half] = 1
+    return fold
+
+
+def _zero_stuffed(x: Tensor) -> Tensor:
+    """(n, c, h, w) -> (n, c, 2h, 2w) with the values at odd positions and zeros between."""
+    out = x.new_zeros(*x.shape[:2], x.shape[2] * 2, x.shape[3] * 2)
+    out[..., 1::2, 1::2] = x
+    return out
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, or over axis 1 of images. Computed in float32."""
+
+    eps = 1e-4
+
+    def __init__(self, size: int, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = self.scale if self.axis == -1 else self.scale[:, None, None]
+        return (wide * torch.rsqrt(wide.square().mean(self.axis, keepdim=True) + self.eps) * scale).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-4) * scale + shift over the last axis, or over axis 1 of images. Computed in float32."""
+
+    eps = 1e-4
+
+    def __init__(self, size: int, axis: int = -1) -> None:
+        super().__init__()
+        self.axis = axis
+        self.scale = nn.Parameter(torch.ones(size))
+        self.shift = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float().movedim(self.axis, -1)
+        return F.layer_norm(wide, self.scale.shape, self.scale, self.shift, self.eps).movedim(-1, self.axis).to(x.dtype)
+
+
+def norm(kind: str, size: int, axis: int = -1) -> nn.Module:
+    """A norm layer by name: rms, layer or none."""
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "rms": lambda: RMSNorm(size, axis),
+        "layer": lambda: LayerNorm(size, axis),
+        "none": nn.Identity,
+    }
+    if kind not in kinds:
+        raise ValueError(f"no norm {kind!r}: choose one of {', '.join(kinds)}")
+    return kinds[kind]()
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """An activation function by name."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"no activation {name!r}: choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Dense(nn.Module):
+    """linear -> norm -> activation: the unit all perceptrons are made of. (*, inputs) -> (*, outputs)."""
+
+    def __init__(self, inputs: int, outputs: int, norm_kind: str = "rms", act: str = "silu") -> None:
+        super().__init__()
+        self.linear = Linear(inputs, outputs)
+        self.norm = norm(norm_kind, outputs)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.finish(self.linear(x))
+
+    def part(self, x: Tensor, start: int) -> Tensor:
+        """This layer's linear contribution of the input columns from `start` on, without bias: hoists what a loop need not repeat."""
+        return F.linear(x, self.linear.weight[:, start : start + x.shape[-1]])
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Norm and activation of a complete linear output."""
+        return self.act(self.norm(x))
+
+
+class MLP(nn.Sequential):
+    """`layers` dense units of one width. (*, inputs) -> (*, units), or the input itself with no layers."""
+
+    def __init__(self, inputs: int, units: int, layers: int, norm_kind: str = "rms", act: str = "silu") -> None:
+        super().__init__(*(Dense(inputs if i == 0 else units, units, norm_kind, act) for i in range(layers)))
+        self.width = units if layers else inputs
+
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x)

@@ -1,0 +1,154 @@
+"""The optimizer: adaptive clipping, LaProp or Adam, warm-up and decay of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How parameters move. Groups are one for everything, or split into world model, actor and critic."""
+
+    kind: Literal["laprop", "adam"] = "laprop"  # normalise then average (Ziyin et al. 2020), or average then normalise
+    groups: Literal["single", "split"] = "single"  # one optimizer over one sum, or three learning rates and clips
+    lr: float = 4e-5  # of the single group
+    lr_model: float = 1e-4  # of the split groups
+    lr_actor: float = 3e-5
+    lr_critic: float = 3e-5
+    agc: float = 0.3  # clip each tensor's gradient at this share of its norm (Brock et al. 2021); 0 is off
+    clip: float = 0.0  # clip the single group's global norm; 0 is off
+    clip_model: float = 0.0  # of the split groups
+    clip_actor: float = 0.0
+    clip_critic: float = 0.0
+    eps: float = 1e-20  # added to the root of the second moment
+    beta1: float = 0.9  # momentum
+    beta2: float = 0.999  # second moment
+    nesterov: bool = False  # look ahead in the momentum (laprop)
+    decay: float = 0.0  # weight decay of matrices and kernels
+    warmup: int = 1000  # updates over which the rate grows linearly from 0; the first update of a warm-up moves nothing
+    schedule: Literal["const", "linear", "cosine"] = "const"  # what follows
+    anneal: int = 0  # updates after which linear and cosine have reached a tenth of the rate, warm-up included
+
+
+def learning_rate(cfg: OptimConfig, lr: float, step: int) -> float:
+    """Rate of update number `step`, counted from 0."""
+    if step < cfg.warmup:
+        return lr * step / cfg.warmup
+    if cfg.schedule == "const":
+        return lr
+    if cfg.anneal <= cfg.warmup:
+        raise ValueError(f"optim.schedule={cfg.schedule} needs optim.anneal above the warm-up of {cfg.warmup} updates, got {cfg.anneal}")
+    progress = min((step - cfg.warmup) / (cfg.anneal - cfg.warmup), 1.0)
+    share = 1 - progress if cfg.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return lr * (0.1 + 0.9 * share)
+
+
+AGC_FLOOR = 1e-3
+"""Norm that adaptive clipping assumes at least, so that tensors starting at zero can move."""
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Steps all groups at once; parameters without a gradient stay exactly where they are, momentum included.
+
+    groups: {"params", "lr", "clip", "name"} each. `step()` returns scalars for the log.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], cfg: OptimConfig) -> None:
+        self.cfg = cfg
+        super().__init__(groups, {"lr": cfg.lr, "clip": 0.0, "updates": 0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        metrics: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            prefix = "opt" if len(self.param_groups) == 1 else f"opt/{group['name']}"
+            if params:
+                metrics |= {f"{prefix}/{k}": v for k, v in self._step(group, params).items()}
+            group["updates"] += 1
+        return metrics
+
+    def _step(self, group: dict[str, Any], params: list[Tensor]) -> dict[str, Tensor]:
+        cfg = self.cfg
+        grads = [p.grad for p in params]
+        norm = _global_norm(grads)
+        if cfg.agc:
+            grads = clip_adaptive(grads, params, cfg.agc)
+        if group["clip"]:
+            grads = torch._foreach_mul(grads, (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0))
+        steps, first, second = self._moments(params)
+        update = self._laprop(grads, steps, first, second) if cfg.kind == "laprop" else self._adam(grads, steps, first, second)
+        lr = learning_rate(cfg, group["lr"], group["updates"])
+        if cfg.decay:
+            kernels = [(u, p) for u, p in zip(update, params, strict=True) if p.ndim > 1]
+            torch._foreach_add_([u for u, _ in kernels], [p for _, p in kernels], alpha=cfg.decay)
+        torch._foreach_add_(params, update, alpha=-lr)
+        count = sum(p.numel() for p in params)
+        return {
+            "grad_norm": norm,
+            "update_rms": _global_norm(update) * lr / math.sqrt(count),
+            "param_rms": _global_norm(params) / math.sqrt(count),
+            "lr": torch.tensor(lr),
+        }
+
+    def _moments(self, params: list[Tensor]) -> tuple[list[int], list[Tensor], list[Tensor]]:
+        """Count of each parameter's own updates, this one included, and its running moments."""
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state |= {"step": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
+            state["step"] += 1
+        states = [self.state[p] for p in params]
+        return [s["step"] for s in states], [s["first"] for s in states], [s["second"] for s in states]
+
+    def _laprop(self, grads: list[Tensor], steps: list[int], first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+        beta1, beta2 = self.cfg.beta1, self.cfg.beta2
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        scale = torch._foreach_div(second, [1 - beta2**t for t in steps])
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, self.cfg.eps)
+        normed = torch._foreach_div(grads, scale)
+        torch._foreach_lerp_(first, normed, 1 - beta1)
+        # Looking ahead applies the average's own step once more.
+        average = torch._foreach_lerp(first, normed, 1 - beta1) if self.cfg.nesterov else first
+        return list(torch._foreach_div(average, [1 - beta1**t for t in steps]))
+
+    def _adam(self, grads: list[Tensor], steps: list[int], first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+        beta1, beta2 = self.cfg.beta1, self.cfg.beta2
+        torch._foreach_lerp_(first, grads, 1 - beta1)
+        torch._foreach_mul_(second, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        scale = torch._foreach_div(second, [1 - beta2**t for t in steps])
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, self.cfg.eps)
+        return list(torch._foreach_div(torch._foreach_div(first, [1 - beta1**t for t in steps]), scale))
+
+
+def clip_adaptive(grads: list[Tensor], params: list[Tensor], share: float) -> list[Tensor]:
+    """Shrink each gradient whose norm exceeds `share` of its parameter's norm; norms are of whole tensors."""
+    bound = torch._foreach_norm(params)
+    bound = torch._foreach_maximum(bound, AGC_FLOOR)
+    torch._foreach_mul_(bound, share)
+    ratio = torch._foreach_div(torch._foreach_norm(grads), bound)
+    return list(torch._foreach_div(grads, torch._foreach_maximum(ratio, 1.0)))
+
+
+def _global_norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).norm()
+
+
+def make_groups(cfg: OptimConfig, model: Iterable[nn.Parameter], actor: Iterable[nn.Parameter], critic: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameter groups as the configuration wants them."""
+    parts = {"model": list(model), "actor": list(actor), "critic": list(critic)}
+    if cfg.groups == "single":
+        return [{"params": [p for ps in parts.values() for p in ps], "lr": cfg.lr, "clip": cfg.clip, "name": "all"}]
+    rates = {"model": cfg.lr_model, "actor": cfg.lr_actor, "critic": cfg.lr_critic}
+    clips = {"model": cfg.clip_model, "actor": cfg.clip_actor, "critic": cfg.clip_critic}
+    return [{"params": ps, "lr": rates[name], "clip": clips[name], "name": name} for name, ps in parts.items()]

@@ -1,0 +1,73 @@
+"""The configuration of one run: what is trained on what, how long, and where results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .agent import Config as AgentConfig
+from .replay import ReplayConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """How the task is offered to the agent."""
+
+    count: int = 1  # environments stepped together
+    processes: bool = False  # each environment in a worker process instead of in this one
+    repeat: int = 0  # environment steps per decision; 0 takes the family's usual value (2 for dmc, 1 elsewhere)
+    obs: Literal["vector", "pixels", "both"] = "vector"
+    size: int = 64  # pixels are size x size x 3
+    camera: int = -1  # dm_control camera, -1 for the task's usual one
+    timeout: float = 120.0  # seconds a worker process may take for one step before the run stops with an error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation during training, on seeds that training never uses."""
+
+    every: int = 10_000  # environment steps between evaluations; 0 evaluates only at the end
+    episodes: int = 5  # episodes per mode
+    modes: tuple[str, ...] = ("sample", "mode")  # actions sampled from the policy, and its most likely action
+    video: bool = True  # film the first episode of each evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Where metrics go. metrics.jsonl in the run directory is always written."""
+
+    every: int = 500  # environment steps between rows of training metrics
+    mlflow: bool = True
+    experiment: str = "polydream"
+    system: bool = True  # CPU, memory and GPU use, through MLflow's system metrics
+    report: int = 20_000  # environment steps between agent reports (held-out losses, open-loop video)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about a run. Frozen; resolved once on the command line, printed, saved as config.yaml and logged.
+
+    `profile`, `size` and `preset` record which functions shaped the values below; changing them here does nothing.
+    """
+
+    variant: str = "base"
+    task: str = "dmc/cartpole_balance"
+    profile: str = "v3"
+    size: str = "size1m"
+    preset: str = "none"
+    seed: int = 0
+    steps: int = 100_000  # environment steps, action repeat included
+    batch: int = 16  # sequences per update (B)
+    length: int = 64  # replayed steps per sequence (T)
+    ratio: float = 512.0  # replayed steps trained on per decision taken; updates per decision = ratio / (batch * length)
+    warmup: int = 0  # decisions in the replay before the first update; 0 means batch * length
+    random: int = 0  # first decisions taken uniformly at random
+    device: str = "auto"
+    threads: int = 0  # CPU threads of the learner; 0 leaves torch's choice
+    dir: str = ""  # run directory; empty means runs/<task>-<variant>-<seed>-<time>
+    save_every: float = 300.0  # seconds between checkpoints; 0 saves only at the end and on interrupt
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
