@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from . import codec
+from . import codec, openloop
 from .behavior import ActorConfig, Behavior, CriticConfig, Objective, actor_critic, frozen, label
 from .codec import CodecConfig, Decoder, Encoder
 from .heads import Head, HeadConfig, Policy
@@ -168,6 +168,12 @@ class Dreamer(nn.Module):
         losses["cont"] = self.cont(latent).loss(alive * (self.cfg.critic.discount if self.cfg.critic.contdisc else 1.0))
         return losses
 
+    def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Seam: metrics of steps (B, T) that were never trained on, and pictures (`truth`, `model`) of open-loop dreams by key."""
+        metrics = openloop.inspect(self, batch, draws)
+        errors, pictures = openloop.open_loop(self, batch, draws)
+        return metrics | errors, pictures
+
     # ------------------------------------------------------------------------------------------------ names
 
     @property
@@ -324,6 +330,7 @@ class Dreamer(nn.Module):
         loss, means = self.total(losses)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        metrics["grad_norm/actor"] = _grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
         metrics |= means | optimizer.step()
         metrics["opt/loss"] = loss.detach()
         self.updates += 1
@@ -371,3 +378,8 @@ class Dreamer(nn.Module):
     def _joined(self, action: TensorDict) -> Tensor:
         """Actions by key in model form -> (*, A), keys sorted."""
         return torch.cat([action[k] for k in sorted(self.spec.action)], -1)
+
+
+def _grad_norm(modules: list[nn.Module]) -> Tensor:
+    grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
+    return torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())

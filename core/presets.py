@@ -1,35 +1,144 @@
-"""Sizes, profiles and presets: functions on frozen configurations."""
+"""Sizes and presets: functions on frozen configurations, and the one place where a run's configuration is put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from . import registry
 from .agent import Config
-from .behavior import ActorConfig, CriticConfig
+from .config import ConfigError, from_dict, nearest, override
+from .profiles import PROFILES
+from .run import RunConfig
 
 C = TypeVar("C", bound=Config)
 
 
 def sized(cfg: C, hidden: int) -> C:
     """All widths from one number, as the released sizes do: deter 8 x hidden, units hidden, classes and depth hidden / 16."""
-    units, depth = hidden, hidden // 16
-    critic: CriticConfig = cfg.critic
-    actor: ActorConfig = cfg.actor
+    rssm = replace(cfg.rssm, deter=8 * hidden, hidden=hidden, classes=hidden // 16)
+    return replace(_units(cfg, hidden, hidden // 16), rssm=rssm)
+
+
+def laptop_size(cfg: C) -> C:
+    """A small model for minutes on two cores: below the smallest released size, which is made for hours."""
+    rssm = replace(cfg.rssm, deter=256, hidden=64, stoch=16, classes=8)
+    return replace(_units(cfg, 64, 4), rssm=rssm)
+
+
+def _units(cfg: C, units: int, depth: int) -> C:
+    policy, head = cfg.actor.policy, cfg.critic.head
     return replace(
         cfg,
-        rssm=replace(cfg.rssm, deter=8 * hidden, hidden=hidden, classes=depth),
         encoder=replace(cfg.encoder, units=units, depth=depth),
         decoder=replace(cfg.decoder, units=units, depth=depth),
         reward=replace(cfg.reward, units=units),
         cont=replace(cfg.cont, units=units),
-        actor=replace(actor, policy=replace(actor.policy, units=units)),
-        critic=replace(critic, head=replace(critic.head, units=units)),
+        actor=replace(cfg.actor, policy=replace(policy, units=units)),
+        critic=replace(cfg.critic, head=replace(head, units=units)),
     )
 
 
 WIDTHS = {"size1m": 64, "size12m": 256, "size25m": 384, "size50m": 512, "size100m": 768, "size200m": 1024, "size400m": 1536}
 """Released sizes by hidden width. The names are nominal: size1m has 0.64 to 0.77 million parameters."""
 
-SIZES: dict[str, Callable[[Config], Config]] = {name: (lambda cfg, hidden=hidden: sized(cfg, hidden)) for name, hidden in WIDTHS.items()}
+SIZES: dict[str, Callable[[Config], Config]] = {"laptop": laptop_size} | {
+    name: (lambda cfg, hidden=hidden: sized(cfg, hidden)) for name, hidden in WIDTHS.items()
+}
+
+
+def smoke(cfg: RunConfig) -> RunConfig:
+    """Seconds: does everything work? Nothing is learned."""
+    tiny = replace(sized(cfg.agent, 16), rssm=replace(cfg.agent.rssm, deter=32, hidden=16, stoch=4, classes=4), dream=5)
+    quiet = replace(cfg.eval, every=0, episodes=1)
+    return replace(cfg, size="laptop", agent=tiny, batch=4, length=16, ratio=8.0, steps=600, eval=quiet, log=replace(cfg.log, every=100, report=300))
+
+
+def laptop(cfg: RunConfig) -> RunConfig:
+    """Minutes on two cores: small model, small batch, faster learning rate."""
+    agent = laptop_size(cfg.agent)
+    optim = replace(agent.optim, lr=4e-4, lr_model=6e-4, lr_actor=2e-4, lr_critic=2e-4, warmup=100)
+    return replace(cfg, size="laptop", agent=replace(agent, optim=optim), batch=16, length=32, ratio=128.0)
+
+
+def demo(cfg: RunConfig) -> RunConfig:
+    """What `make demo` runs: a few minutes on a real dm_control task."""
+    run = laptop(cfg)
+    return replace(run, task="dmc/cartpole_balance", steps=20_000, eval=replace(run.eval, every=5_000, episodes=3), log=replace(run.log, every=250, report=10_000))
+
+
+def reproduce(cfg: RunConfig) -> RunConfig:
+    """The settings behind the published curves, by suite; nothing that shapes learning can be changed beside it."""
+    family = cfg.task.partition("/")[0]
+    if family != "dmc":
+        raise ConfigError(f"preset reproduce has no published settings for {family!r} tasks; it knows dmc (vector and pixels)")
+    pixels = cfg.env.obs != "vector"
+    env = replace(cfg.env, repeat=2, count=16)
+    agent = sized(cfg.agent, 256)
+    return replace(cfg, size="size12m", agent=agent, env=env, batch=16, length=64, ratio=512.0, steps=1_000_000 if pixels else 500_000)
+
+
+PRESETS: dict[str, Callable[[RunConfig], RunConfig]] = {
+    "none": lambda cfg: cfg,
+    "smoke": smoke,
+    "laptop": laptop,
+    "demo": demo,
+    "reproduce": reproduce,
+}
+
+FREE = ("seed", "device", "threads", "dir", "save_every", "env.processes", "env.timeout", "env.obs", "eval", "log", "replay.memmap")
+"""What may be chosen beside preset reproduce: nothing that changes what is learned."""
+
+SELECTIONS = ("variant", "task", "profile", "size", "preset")
+
+
+def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a run: the variant's own knobs, then profile, size, preset and single options, in this order.
+
+    Without a size and a preset, preset laptop applies. Raises ConfigError naming the key and its nearest valid value.
+    """
+    chosen = {k: v for k, v in selection.items() if v}
+    overrides = dict(overrides or {})
+    preset = chosen.get("preset") or ("none" if "size" in chosen else "laptop")
+    cls = _variant(chosen.get("variant", "base"))
+    cfg = RunConfig(agent=cls.Config(), **{k: chosen[k] for k in ("variant", "task") if k in chosen})
+    profile = _pick(PROFILES, chosen.get("profile", "v3"), "profile")
+    cfg = replace(cfg, agent=profile(cfg.agent), profile=chosen.get("profile", "v3"), preset=preset)
+    if "size" in chosen:
+        cfg = replace(cfg, agent=_pick(SIZES, chosen["size"], "size")(cfg.agent), size=chosen["size"])
+    if preset == "reproduce":
+        _guard(chosen, overrides)
+        # The observation kind decides which published suite is meant, so it is known before the preset.
+        cfg = override(cfg, "env.obs", overrides.get("env.obs", cfg.env.obs))
+    cfg = _pick(PRESETS, preset, "preset")(cfg)
+    if "task" in chosen:
+        cfg = replace(cfg, task=chosen["task"])
+    for path, value in overrides.items():
+        cfg = override(cfg, path, value)
+    return cfg
+
+
+def restore(data: Mapping[str, Any]) -> RunConfig:
+    """A configuration from what `to_dict` made of it, agent knobs of its own variant included."""
+    return from_dict(RunConfig, data, groups={"agent": _variant(str(data.get("variant", "base"))).Config})
+
+
+def _variant(name: str) -> Any:
+    try:
+        return registry.variant(name)
+    except KeyError as error:
+        raise ConfigError(str(error.args[0])) from None
+
+
+def _pick(table: Mapping[str, Any], name: str, kind: str) -> Any:
+    if name not in table:
+        raise ConfigError(f"no {kind} {name!r}; did you mean {nearest(name, table)[0]!r}? There are {', '.join(table)}")
+    return table[name]
+
+
+def _guard(chosen: Mapping[str, str], overrides: Mapping[str, Any]) -> None:
+    locked = [k for k in ("size", "profile") if k in chosen]
+    locked += [k for k in overrides if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
+    if locked:
+        raise ConfigError(f"preset reproduce carries the published settings, so {locked[0]!r} cannot be changed beside it; free are {', '.join(FREE)}")

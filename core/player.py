@@ -1,0 +1,117 @@
+"""Acting with a trained agent: load it in one line, then feed observations and take actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from .agent import Dreamer
+from .rng import Draws
+from .specs import Spec
+
+PlayerState = TensorDict
+"""What an agent remembers between steps. None begins an episode."""
+
+
+class Player:
+    """An agent that acts. Actions are drawn from the policy, or its most likely ones with mode="mode".
+
+    seed: of the draws; two players of one seed fed the same observations act the same.
+    """
+
+    def __init__(self, agent: Dreamer, seed: int = 0) -> None:
+        self.agent, self.seed = agent, seed
+        self.calls = 0
+
+    @property
+    def spec(self) -> Spec:
+        """What the agent was trained to see and do."""
+        return self.agent.spec
+
+    def initial(self, n: int) -> PlayerState:
+        """State of n environments before their first step. Begins the noise anew, so that an evaluation repeats itself."""
+        self.calls = 0
+        return self.agent.initial(n)
+
+    def act(
+        self,
+        obs: Mapping[str, np.ndarray] | np.ndarray,
+        state: PlayerState | None = None,
+        *,
+        is_first: np.ndarray | None = None,
+        mode: str = "sample",
+    ) -> tuple[Any, PlayerState]:
+        """One action for one observation: (action, state for the next call). Pass state=None at the start of an episode.
+
+        obs by key, as a task's step gives it, yields actions by key as `task.step` takes them: numbers in [-1, 1],
+        class indices. A bare array stands for the only key and yields a bare action in the environment's own units, as a
+        Gymnasium environment takes it. A leading axis of n environments is kept.
+        """
+        if mode not in ("sample", "mode"):
+            raise ValueError(f"mode={mode!r}: choose sample or mode")
+        bare = not isinstance(obs, Mapping)
+        named: Mapping[str, np.ndarray] = {self._only("obs"): np.asarray(obs)} if bare else obs  # type: ignore[dict-item]
+        arrays, single = self._batched(named)
+        n = next(iter(arrays.values())).shape[0]
+        first = np.full(n, state is None) if is_first is None else np.asarray(is_first, bool)
+        state = self.agent.initial(n) if state is None else state
+        if state.batch_size[0] != n:
+            raise ValueError(f"{n} observations came with a state of {state.batch_size[0]}")
+        device = self.agent.updates.device
+        data = TensorDict({"obs": {k: torch.as_tensor(v, device=device) for k, v in arrays.items()}, "is_first": torch.as_tensor(first)}, [n], device=device)
+        draws = Draws(self.seed, self.calls, device, modes={"action": 0.0} if mode == "mode" else None)
+        self.calls += 1
+        action, state = self.agent.policy(data, state, draws)
+        out = {k: v.cpu().numpy()[0] if single else v.cpu().numpy() for k, v in action.items()}
+        return (self._env_units(out) if bare else out), state
+
+    def _only(self, side: str) -> str:
+        keys = list(getattr(self.spec, side))
+        if len(keys) > 1:
+            raise ValueError(f"this agent has {len(keys)} {side} keys ({', '.join(keys)}): pass a mapping instead of a bare array")
+        return keys[0]
+
+    def _batched(self, obs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+        """Observations (n, *shape), and whether the leading axis had to be added."""
+        missing = [k for k in self.spec.visible if k not in obs]
+        if missing:
+            raise KeyError(f"observation {missing[0]!r} is missing; got {', '.join(obs)}")
+        arrays, singles = {}, set()
+        for key, space in self.spec.visible.items():
+            value = np.asarray(obs[key], space.dtype)
+            if value.shape != space.shape and value.shape[1:] != space.shape:
+                raise ValueError(f"observation {key!r} has shape {value.shape}; expected {space.shape}, or that with a leading axis")
+            singles.add(value.shape == space.shape)
+            arrays[key] = value[None] if value.shape == space.shape else value
+        if len(singles) > 1:
+            raise ValueError("some observations have a leading axis and some do not")
+        return arrays, singles.pop()
+
+    def _env_units(self, action: dict[str, np.ndarray]) -> np.ndarray:
+        key = self._only("action")
+        space, value = self.spec.action[key], action[key]
+        if space.discrete:
+            return value
+        value = np.clip(value, -1, 1)
+        if space.low is None or space.high is None:
+            return value
+        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
+        bounded = np.isfinite(low) & np.isfinite(high)
+        return np.where(bounded, (value + 1) / 2 * (np.where(bounded, high - low, 0)) + np.where(bounded, low, 0), value)
+
+
+def load(path: str | Path, *, device: str = "cpu", seed: int = 0) -> Player:
+    """A trained agent, from a run directory (its newest good checkpoint) or from a checkpoint directory.
+
+        agent = polydream.load("runs/my-run")
+        action, state = agent.act(observation)            # an episode begins
+        action, state = agent.act(observation, state)     # and goes on
+    """
+    from .checkpoint import load_agent
+
+    return Player(load_agent(Path(path), device).eval(), seed)

@@ -1,0 +1,187 @@
+"""Several environments stepped as one, in this process or in worker processes, with the same results to the bit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from .rng import seed_for
+from .specs import FLAGS, Space, Spec
+from .worker import EnvError, LocalEnv, Maker, RemoteEnv
+
+CLOSING = 5.0
+
+
+class Vector:
+    """n environments of one spec.
+
+    A step is {"obs": {key: (n, ...)}, "reward": (n,) float32, "is_first", "is_last", "is_terminal": (n,) bool} with the
+    extras of the spec beside, newly allocated every time. The step after an episode's last one is the next episode's
+    first: the environment is reset and the action given for it is ignored, so the final observation has a row of its own.
+    Episode k of environment i is reset with seed `seed_for(seed, f"env{i}", k)`.
+
+    makers: one function without arguments per environment. In worker processes (started by "spawn", so scripts need
+    `if __name__ == "__main__":`) they are sent with cloudpickle.
+    timeout: seconds that worker processes may take together for one call, the first one included.
+    Raises ValueError for environments of unequal specs, EnvError for one that fails, dies or hangs in its process.
+    """
+
+    def __init__(self, makers: Sequence[Maker], seed: int, processes: bool = False, timeout: float = 120.0) -> None:
+        if not makers:
+            raise ValueError("a Vector needs at least one environment")
+        self.n, self.seed, self.timeout = len(makers), seed, timeout
+        self._envs: list[LocalEnv | RemoteEnv] = []
+        self._episode = np.full(self.n, -1, np.int64)
+        self._over = np.ones(self.n, bool)
+        try:
+            for i, maker in enumerate(makers):
+                self._envs.append(RemoteEnv(maker, i) if processes else LocalEnv(maker, i))
+            self.spec = self._agree(self._ask_all("spec"))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def step(self, actions: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """One step of every environment. None resets all of them: the first call must, later ones may.
+
+        actions: {key: (n, ...)}, continuous in [-1, 1], discrete as indices.
+        Raises RuntimeError before the first reset; ValueError for actions or for steps that do not fit the spec, each naming
+        environment and key.
+        """
+        self._check_open()
+        if actions is None:
+            self._over[:] = True
+        else:
+            self._check_actions(actions)
+        for i, env in enumerate(self._envs):
+            if self._over[i]:
+                self._episode[i] += 1
+                env.send("reset", seed_for(self.seed, f"env{i}", int(self._episode[i])))
+            else:
+                assert actions is not None
+                env.send("step", {key: np.asarray(value)[i] for key, value in actions.items()})
+        row = self._stack(self._receive_all())
+        self._over = row["is_last"].copy()
+        return row
+
+    def render(self, i: int) -> np.ndarray:
+        """Picture of environment i: uint8 (height, width, 3)."""
+        self._check_open()
+        self._envs[i].send("render")
+        return self._envs[i].receive(time.monotonic() + self.timeout)
+
+    def get_state(self) -> dict[str, Any]:
+        """{"episode": (n,) int64, "over": (n,) bool, "tasks": {"0": state, ...}}; the state of a task that cannot be restored is None.
+
+        The row that `step` returned last is not part of it: whoever acts on that row keeps it.
+        """
+        self._check_open()
+        states = self._ask_all("get_state")
+        tasks = {str(i): state for i, state in enumerate(states)}
+        return {"episode": self._episode.copy(), "over": self._over.copy(), "tasks": tasks}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `get_state` returned. An environment whose task could not be saved begins its next episode.
+
+        Raises ValueError for a state of another number of environments.
+        """
+        self._check_open()
+        if len(state["episode"]) != self.n:
+            raise ValueError(f"the saved state has {len(state['episode'])} environments, this vector has {self.n}")
+        saved = {i: state["tasks"][str(i)] for i in range(self.n) if state["tasks"][str(i)] is not None}
+        for i, task in saved.items():
+            self._envs[i].send("set_state", task)
+        deadline = time.monotonic() + self.timeout
+        restored = {i for i in saved if self._envs[i].receive(deadline)}
+        self._episode = np.array(state["episode"], np.int64)
+        self._over = np.array([bool(over) or i not in restored for i, over in enumerate(state["over"])])
+
+    def close(self) -> None:
+        """Close every environment and end its process. Safe to call twice."""
+        envs, self._envs = self._envs, []
+        for env in envs:
+            env.release()
+        deadline = time.monotonic() + CLOSING
+        for env in envs:
+            env.close(deadline)
+
+    def _check_open(self) -> None:
+        if not self._envs:
+            raise RuntimeError("this Vector is closed")
+
+    def _ask_all(self, command: str) -> list[Any]:
+        for env in self._envs:
+            env.send(command)
+        return self._receive_all()
+
+    def _receive_all(self) -> list[Any]:
+        deadline = time.monotonic() + self.timeout
+        try:
+            return [env.receive(deadline) for env in self._envs]
+        except EnvError:
+            self.close()  # answers of the others would be taken for those of the next call
+            raise
+
+    def _agree(self, answers: list[tuple[Spec, str | None]]) -> Spec:
+        """The spec that all share."""
+        spec = answers[0][0]
+        for env, (other, name) in zip(self._envs, answers, strict=True):
+            env.label = name or env.label
+            for part in ("obs", "action", "extras", "hidden", "repeat"):
+                mine, theirs = getattr(spec, part), getattr(other, part)
+                if mine != theirs:
+                    raise ValueError(f"environments of one vector need one spec: {part} of environment {env.index} ({env.label}) is {theirs}, of 0 {mine}")
+        return spec
+
+    def _check_actions(self, actions: Mapping[str, np.ndarray]) -> None:
+        if (self._episode < 0).any():
+            raise RuntimeError("the first step of a Vector resets it: call step(None)")
+        if actions.keys() != self.spec.action.keys():
+            raise ValueError(f"actions {sorted(actions)} given, the task wants {sorted(self.spec.action)}")
+        for key, space in self.spec.action.items():
+            if np.shape(actions[key]) != (self.n, *space.shape):
+                raise ValueError(f"action {key!r} has shape {np.shape(actions[key])}, wanted {(self.n, *space.shape)}")
+
+    def _stack(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
+        known = {"obs", *_NUMBERS}
+        row: dict[str, Any] = {"obs": self._stack_group("observation ", self.spec.obs, [step["obs"] for step in steps])}
+        row |= self._stack_group("extra ", self.spec.extras, [{k: v for k, v in step.items() if k not in known} for step in steps])
+        row |= self._stack_group("", _NUMBERS, [{k: step[k] for k in _NUMBERS if k in step} for step in steps])
+        for i in np.flatnonzero(row["is_terminal"] & ~row["is_last"]):
+            raise ValueError(f"{self._who(int(i))}: is_terminal without is_last")
+        return row
+
+    def _stack_group(self, what: str, spaces: Mapping[str, Space], groups: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+        """(n, ...) arrays of the spec's dtypes, refusing whatever does not fit it."""
+        for i, group in enumerate(groups):
+            if group.keys() != spaces.keys():
+                raise ValueError(f"{self._who(i)}: {what}keys are {sorted(group)}, the spec says {sorted(spaces)}")
+        stacked = {}
+        for key, space in spaces.items():
+            whole = np.empty((self.n, *space.shape), space.dtype)
+            for i, group in enumerate(groups):
+                value = np.asarray(group[key])
+                if value.shape != space.shape or not np.can_cast(value.dtype, whole.dtype, "same_kind"):
+                    wanted = f"{space.dtype} of shape {space.shape}"
+                    raise ValueError(f"{self._who(i)}: {what}{key!r} is {value.dtype} of shape {value.shape}, the spec says {wanted}")
+                whole[i] = value
+            if whole.dtype.kind == "f" and not np.isfinite(whole).all():
+                bad = int(np.flatnonzero(~np.isfinite(whole.reshape(self.n, -1)).all(1))[0])
+                raise ValueError(f"{self._who(bad)}: {what}{key!r} is not finite: {whole[bad]}")
+            stacked[key] = whole
+        return stacked
+
+    def _who(self, i: int) -> str:
+        return f"environment {i} ({self._envs[i].label})"
+
+
+_NUMBERS = {"reward": Space()} | {flag: Space(dtype="bool", classes=2) for flag in FLAGS}

@@ -1,0 +1,57 @@
+"""Layers: rewritten convolutions equal the plain ones, start values depend on names only."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, initialize, norm
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_subpixel_equals_upsampling_and_convolving(kernel: int) -> None:
+    conv = Conv(3, 4, kernel, up="nearest")
+    initialize(conv, 0)
+    conv.bias.data.normal_()  # type: ignore[union-attr]
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
+    plain = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), conv.weight, conv.bias, padding=kernel // 2)
+    ours = conv(x)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+    grads = [torch.autograd.grad((out * out).sum(), [x, conv.weight, conv.bias]) for out in (ours, plain)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_dense_parts_add_up() -> None:
+    layer = Dense(7, 5)
+    initialize(layer, 0)
+    layer.linear.bias.data.normal_()
+    x = torch.randn(3, 7)
+    torch.testing.assert_close(layer.finish(layer.part(x[:, :4], 0) + layer.part(x[:, 4:], 4) + layer.linear.bias), layer(x))
+
+
+def test_block_linear_is_block_diagonal() -> None:
+    layer = BlockLinear(6, 4, 2)
+    initialize(layer, 0)
+    x = torch.randn(5, 6)
+    dense = torch.block_diag(*layer.weight)
+    torch.testing.assert_close(layer(x), x @ dense + layer.bias)
+    with pytest.raises(ValueError, match="not divisible into 4 blocks"):
+        BlockLinear(6, 4, 4)
+
+
+def test_start_values_depend_on_names_not_on_order() -> None:
+    one = torch.nn.ModuleDict({"a": Linear(3, 4), "b": Linear(3, 4)})
+    two = torch.nn.ModuleDict({"b": Linear(3, 4), "extra": MLP(3, 8, 2), "a": Linear(3, 4)})
+    initialize(one, 1)
+    initialize(two, 1)
+    assert all(torch.equal(one[k].weight, two[k].weight) for k in "ab")
+    assert not torch.equal(one["a"].weight, one["b"].weight)
+    initialize(two, 2)
+    assert not torch.equal(one["a"].weight, two["a"].weight)
+
+
+def test_unknown_names_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="rms, layer, none"):
+        norm("batch", 3)
+    with pytest.raises(ValueError, match="silu"):
+        activation("swish")
