@@ -175,6 +175,8 @@ class Decoder(nn.Module):
         self.grid = (height // _shrink(cfg), width // _shrink(cfg))
         depths = [cfg.depth * m for m in cfg.mults]
         size = self.grid[0] * self.grid[1] * depths[-1]
+        if depths[-1] % BLOCKS or deter % BLOCKS:
+            raise ValueError(f"the decoder spreads deter {deter} over {depths[-1]} channels (depth x last of mults): both must divide by {BLOCKS}")
         self.spread = BlockLinear(deter, size, BLOCKS)
         self.hidden = nn.Sequential(Linear(stoch, 2 * cfg.units), norm(cfg.norm, 2 * cfg.units))
         self.place = Linear(2 * cfg.units, size)

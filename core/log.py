@@ -34,7 +34,8 @@ class Log:
     params: the resolved configuration, nested or flat; logged once under dotted names.
     system: CPU, memory and GPU use through MLflow's own monitor (needs psutil).
     tags: MLflow tags. With `mlflow.parentRunId` equal to MLFLOW_RUN_ID a child of that run is opened.
-    say: where warnings go, one plain line each; standard error by default. May be called from another thread.
+    say: where warnings go, one plain line each; standard error by default, and an attribute that may be set later, to
+        `Progress.warn` for one. May be called from another thread.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Log:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / FILE
         self.step = mend(self.path)
-        self._say = say or _stderr
+        self.say: Callable[[str], None] = say or _stderr
         self._lock = RLock()
         self._unwritten = b""
         self._stuck = self._closed = False
@@ -132,7 +133,7 @@ class Log:
         """Send what MLflow has not yet received. True when all of it arrived within `timeout` seconds, or none is wanted."""
         return self._sink.sync(timeout) if self._sink else True
 
-    def close(self, status: str = "FINISHED", grace: float = 20.0) -> bool:
+    def close(self, status: str = "FINISHED", grace: float = 30.0) -> bool:
         """End the run as FINISHED, FAILED or KILLED, waiting at most `grace` seconds for MLflow. Returns what `sync` does.
 
         Harmless when called again. Rows that could not be sent stay in metrics.jsonl: `resend(directory)` sends them.
@@ -144,7 +145,7 @@ class Log:
             return True
         arrived = self._sink.close(status, grace) if self._sink else True
         if not arrived:
-            self._say(f"MLflow did not take everything; it is all in {self.path}, and resend({str(self.directory)!r}) sends it")
+            self.say(f"MLflow did not take everything; it is all in {self.path}, and resend({str(self.directory)!r}) sends it")
         with self._lock:
             self._closed = True
             if self._unwritten:
@@ -163,7 +164,7 @@ class Log:
         with self._lock:
             if not self._closed:
                 self.health(self.step, text)
-        self._say(text)
+        self.say(text)
 
     def _append(self, line: bytes) -> None:
         """Write a line at once; while the disk refuses, keep it in memory and try again with the next one."""
@@ -174,7 +175,7 @@ class Log:
             if len(self._unwritten) > MEMORY:
                 raise
             if not self._stuck:
-                self._say(f"cannot write {self.path} ({error.strerror}); its rows wait in memory")
+                self.say(f"cannot write {self.path} ({error.strerror}); its rows wait in memory")
             self._stuck = True
         else:
             self._stuck = False

@@ -81,6 +81,17 @@ class BlockLinear(nn.Module):
         slices = x.reshape(-1, self.blocks, self.weight.shape[1]).transpose(0, 1)
         return torch.bmm(slices, self.weight).transpose(0, 1).reshape(*lead, -1) + self.bias
 
+    def joint(self, own: Tensor, shared: Tensor) -> Tensor:
+        """As `forward` on blocks that each see their slice of `own` (n, I) and then all of `shared` (n, J), never building that input.
+
+        The shared part is the same for every block, so it is one dense product.
+        """
+        width = own.shape[-1] // self.blocks
+        slices = own.reshape(-1, self.blocks, width).transpose(0, 1)
+        mine = torch.bmm(slices, self.weight[:, :width]).transpose(0, 1).flatten(1)
+        dense = self.weight[:, width:].transpose(0, 1).flatten(1)
+        return mine + torch.addmm(self.bias, shared, dense)
+
 
 class Conv(nn.Conv2d):
     """Convolution of (n, channels, height, width) with 'same' padding as XLA pads it; `up` enlarges twofold first.

@@ -47,15 +47,17 @@ class TwoHot(Output):
     """
 
     def __init__(self, logits: Tensor, bins: Tensor, space: str = "symexp") -> None:
-        self.logits, self.bins, self.space = logits.float(), bins, space
+        # Shared by the prediction and every loss: the softmax over K bins costs more than all else here.
+        self.log_probs = torch.log_softmax(logits.float(), -1)
+        self.bins, self.space = bins, space
 
     def pred(self) -> Tensor:
-        mean = maths.twohot_mean(torch.softmax(self.logits, -1), self.bins)
+        mean = maths.twohot_mean(self.log_probs.exp(), self.bins)
         return mean if self.space == "symexp" else maths.symexp(mean)
 
     def loss(self, target: Tensor) -> Tensor:
         target = target.detach().float()
-        return maths.twohot_loss(self.logits, target if self.space == "symexp" else maths.symlog(target), self.bins)
+        return maths.twohot_loss(self.log_probs, target if self.space == "symexp" else maths.symlog(target), self.bins)
 
 
 class Binary(Output):

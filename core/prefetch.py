@@ -35,7 +35,11 @@ class Prefetch:
         batch = pending.result() if pending else self.replay.sample().to(self.device)
         if self.enabled:
             finish = self.replay.begin()
-            self._pending = self._thread.submit(lambda: finish().to(self.device))
+            try:
+                self._pending = self._thread.submit(lambda: finish().to(self.device))
+            except BaseException:
+                finish()  # lets the replay go
+                raise
         return batch
 
     def drain(self) -> None:

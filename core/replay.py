@@ -317,7 +317,8 @@ class Replay:
     def _state(self) -> dict[str, Any]:
         highest = self.sampler.highest if isinstance(self.sampler, Priority) else 1.0
         first, end = self.segments.first.tolist(), self.segments.end.tolist()
-        return {"first": first, "end": end, "drawn": self._drawn, "queue": [list(item) for item in self._queue], "highest": highest}
+        queue = [[stream, start] for stream, start in self._queue if start >= first[stream]]
+        return {"first": first, "end": end, "drawn": self._drawn, "queue": queue, "highest": highest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the moment of `state_dict`, the contents having been loaded before: later steps are forgotten.
@@ -361,7 +362,8 @@ class Replay:
     def load(self, path: Path, state: dict[str, Any] | None = None) -> None:
         """Take over the contents, counters and queue that were saved to a folder; of a larger replay the newest steps.
 
-        state: that of an older checkpoint to go back to, as `load_state_dict` does. Raises FileNotFoundError where nothing was saved, ValueError where streams or arrays differ from this replay's.
+        state: that of an older checkpoint to go back to, as `load_state_dict` does. Raises FileNotFoundError where nothing was
+        saved, ValueError where streams or arrays differ from this replay's.
         """
         with self._lock:
             archive = self._archive_at(path)

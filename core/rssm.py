@@ -47,6 +47,8 @@ class BlockGRU(nn.Module):
         self.from_deter = Dense(cfg.deter, cfg.hidden, cfg.norm, cfg.act)
         self.from_stoch = Dense(cfg.stoch * cfg.classes, cfg.hidden, cfg.norm, cfg.act)
         self.from_action = Dense(action, cfg.hidden, cfg.norm, cfg.act)
+        if not cfg.cell_layers:
+            raise ValueError("rssm.cell_layers must be at least 1")
         self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
         width = cfg.deter + cfg.blocks * 3 * cfg.hidden
         for _ in range(cfg.cell_layers):
@@ -65,9 +67,9 @@ class BlockGRU(nn.Module):
         rows = deter.shape[0]
         shared = torch.cat([self.from_deter(deter), self.from_stoch(stoch), action], -1)
         slices = deter.reshape(rows, self.blocks, -1)
-        x = torch.cat([slices, shared.unsqueeze(1).expand(-1, self.blocks, -1)], -1).flatten(1)
-        for layer, scale in zip(self.hidden, self.norms, strict=True):
-            x = self.act(scale(layer(x)))
+        x = deter
+        for i, (layer, scale) in enumerate(zip(self.hidden, self.norms, strict=True)):
+            x = self.act(scale(layer(x) if i else layer.joint(x, shared)))  # type: ignore[operator]
         reset, candidate, update = self.gates(x).reshape(rows, self.blocks, 3, -1).unbind(2)
         update = torch.sigmoid(update - 1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
@@ -130,9 +132,8 @@ class RSSM(nn.Module):
     def step(self, state: TensorDict, action: Tensor, draws: Draws) -> TensorDict:
         """One dreamed step: state (n,) and action (n, A) -> latents drawn from the prior (n,)."""
         deter = self.cell(state["deter"], state["stoch"].flatten(1), self.cell.embed(_bounded(action)))
-        log_probs = self.log_probs(self.prior_logits(deter))
-        noise = draws.uniform("prior", *log_probs.shape[:-1])
-        return TensorDict({"deter": deter, "stoch": self._sample(log_probs, noise)}, state.batch_size, device=deter.device)
+        noise = draws.uniform("prior", len(deter), self.cfg.stoch)
+        return TensorDict({"deter": deter, "stoch": self._sample(self.prior_logits(deter), noise)}, state.batch_size, device=deter.device)
 
     def observe(self, tokens: Tensor, action: Tensor, is_first: Tensor, state: TensorDict, draws: Draws) -> TensorDict:
         """Posterior latents along replayed sequences.
@@ -172,7 +173,7 @@ class RSSM(nn.Module):
         for t in range(action.shape[1]):
             deter = self.cell(deter * keep[:, t], stoch * keep[:, t], action[:, t])
             logit = self._post_logits(deter, seen[:, t])
-            stoch = self._sample(self.log_probs(logit), None if noise is None else noise[:, t]).flatten(1)
+            stoch = self._sample(logit, None if noise is None else noise[:, t]).flatten(1)
             deters.append(deter)
             stochs.append(stoch)
             logits.append(logit.flatten(1))
@@ -193,8 +194,8 @@ class RSSM(nn.Module):
         """Log-probabilities (*, S, C) of logits after mixing in the uniform share."""
         return maths.mixed_log_probs(logits, self.cfg.unimix)
 
-    def _sample(self, log_probs: Tensor, noise: Tensor | None) -> Tensor:
-        probs = log_probs.exp()
+    def _sample(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        probs = maths.mixed_probs(logits, self.cfg.unimix)
         return maths.straight_through(maths.sample_onehot(probs, noise), probs)
 
     def kl(self, post: TensorDict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

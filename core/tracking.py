@@ -74,13 +74,15 @@ class MlflowSink(Thread):
         while (left := deadline - time.monotonic()) > 0 and self.is_alive():
             with self._signal:
                 self._asked += 1
-                asked = self._asked
                 self._signal.notify_all()
-                self._signal.wait_for(lambda wanted=asked: self._answered >= wanted or not self.is_alive(), timeout=min(left, 1.0))
+                self._await(self._asked, min(left, 1.0))
             if self._moves == moves and self.sent >= goal:
                 return True
             time.sleep(min(max(deadline - time.monotonic(), 0.0), 0.2))
         return self._moves == moves and self.sent >= goal
+
+    def _await(self, request: int, timeout: float) -> None:
+        self._signal.wait_for(lambda: self._answered >= request or not self.is_alive(), timeout)
 
     def close(self, status: str, grace: float) -> bool:
         """Send the rest, set the run's status and end the thread. False where this did not succeed within `grace` seconds."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from .agent import Dreamer
 from .config import to_dict
 from .heldout import Heldout
 from .health import Health
+from .launch import Judge, choose_device, make_task, overview, provenance, run_directory, write_config
 from .log import Log
 from .player import Player
 from .prefetch import Prefetch
@@ -30,24 +29,8 @@ from .ratio import TrainRatio
 from .replay import Replay
 from .rng import Draws, seed_for
 from .run import RunConfig
-from .specs import Spec, Task
+from .specs import Spec
 from .vector import Vector
-
-
-class Judge(Protocol):
-    """What judges a run: given by whoever starts it, because judging is another room's business."""
-
-    def evaluate(self, player: Player, make_task: Callable[[], Task], *, episodes: int, seed: int, mode: str, video: Path | None) -> Any:
-        """Play episodes; the result has `row()` for the log, `return_mean`, `video`, `warnings`."""
-        ...
-
-    def film(self, path: Path, frames: Mapping[str, np.ndarray], context: int) -> None:
-        """Write the open-loop video: `truth` and `model` (B, T, H, W, C) in [0, 1], `context` steps of which were seen."""
-        ...
-
-    def report(self, run_dir: Path) -> Path:
-        """Write the run's report page."""
-        ...
 
 
 @dataclass
@@ -229,7 +212,9 @@ class Trainer:
             return
         self.count.judged = self.step
         for mode in self.cfg.eval.modes:
-            video = self.dir / "videos" / f"eval-{self.step:09d}-{mode}.mp4" if self.cfg.eval.video else None
+            # One film an evaluation: rendering in software costs more than the episodes.
+            film = self.cfg.eval.video and mode == self.cfg.eval.modes[-1]
+            video = self.dir / "videos" / f"eval-{self.step:09d}-{mode}.mp4" if film else None
             player = Player(self.agent, seed_for(self.cfg.seed, "evaluation", 0))
             recorded = self.heldout.recording(self.make_task) if mode == "sample" else self.make_task
             result = self.judge.evaluate(player, recorded, episodes=self.cfg.eval.episodes, seed=self.cfg.seed, mode=mode, video=video)
@@ -307,31 +292,16 @@ class Trainer:
     # ---------------------------------------------------------------------------------------------- beginning and end
 
     def _announce(self) -> None:
-        """The first screen, config.yaml, and the progress display."""
-        (self.dir / "config.yaml").write_text(_yaml(self.cfg))
-        print(first_screen(self._overview()), end="", flush=True)
+        """The first screen, config.yaml, what the report must know, and the progress display."""
+        write_config(self.cfg, self.dir)
+        print(first_screen(overview(self.cfg, self.agent, self.device, self.dir)), end="", flush=True)
         self.progress = Progress(self.cfg.steps, start=self.step)
         self.exits.callback(self.progress.close)
-
-    def _overview(self) -> dict[str, object]:
-        cfg = self.cfg
-        sizes = {name: sum(p.numel() for p in net.parameters() if p.requires_grad) for name, net in self.agent.nets.items()}
-        sizes |= {f"behavior {n}": sum(p.numel() for p in b.parameters() if p.requires_grad) for n, b in self.agent.behaviors.items()}
-        memory, disk = Replay.predicted_bytes(self.agent.spec, self.agent.latent_spaces, cfg.replay)
-        rate = cfg.ratio / (cfg.batch * cfg.length)
-        idle = " (a GPU is present but not used)" if self.device.type == "cpu" and torch.cuda.is_available() else ""
-        return {
-            "variant": f"{cfg.variant} (profile {cfg.profile}, size {cfg.size}, preset {cfg.preset})",
-            "task": f"{cfg.task}, {cfg.env.count} environment{'s' if cfg.env.count > 1 else ''}, action repeat {self.spec.repeat}",
-            "observations": {k: _space(s) for k, s in self.spec.obs.items()},
-            "actions": {k: _space(s) for k, s in self.spec.action.items()},
-            "parameters": sizes | {"total": sum(sizes.values())},
-            "replay when full": f"{cfg.replay.capacity:,} steps: {memory / 1e9:.2f} GB of memory, {disk / 1e9:.2f} GB on disk",
-            "device": f"{self.device}, {torch.get_num_threads()} threads{idle}",
-            "train ratio": f"{cfg.ratio:g} replayed steps per decision: {rate:.3g} updates of {cfg.batch} x {cfg.length}",
-            "budget": f"{cfg.steps:,} environment steps, about {cfg.steps / self.spec.repeat * rate:,.0f} updates",
-            "results": str(self.dir),
-        }
+        self.log.say = self.progress.warn
+        self.log.scalars(self.step, provenance(self.agent, self.device), "run")
+        self.log.artifact(self.dir / "config.yaml")
+        if self.judge is not None and not self.step:
+            self.log.scalars(0, self.judge.baseline(self.make_task, episodes=self.cfg.eval.baseline, seed=self.cfg.seed), "eval")
 
     def __enter__(self) -> Self:
         return self
@@ -353,38 +323,7 @@ class Trainer:
             self.log.artifact(self.judge.report(self.dir))
 
 
-def run_directory(cfg: RunConfig) -> Path:
-    """The run's own folder, created. Refuses one that holds another run."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(cfg.dir) if cfg.dir else Path("runs") / f"{cfg.task.replace('/', '-').replace(':', '-')}-{cfg.variant}-{cfg.seed}-{stamp}"
-    if (path / "config.yaml").exists():
-        raise FileExistsError(f"{path} already holds a run: continue it with `polydream resume {path}`, or choose another --dir")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the first GPU there is, else the processor."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def make_task(cfg: RunConfig) -> Task:
-    """One environment of a run."""
-    env = cfg.env
-    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera)  # type: ignore[no-any-return]
-
-
 def _tensors(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {k: _tensors(v, device) for k, v in value.items()}
     return torch.as_tensor(value, device=device)
-
-
-def _space(space: Any) -> str:
-    return f"{space.dtype} {tuple(space.shape)}" + (f", {space.classes} classes" if space.classes else "")
-
-
-def _yaml(cfg: RunConfig) -> str:
-    import yaml
-
-    return yaml.safe_dump(json.loads(json.dumps(to_dict(cfg))), sort_keys=False)

@@ -12,7 +12,7 @@ from .rng import seed_for
 from .specs import FLAGS, Space, Spec
 from .worker import EnvError, LocalEnv, Maker, RemoteEnv
 
-CLOSING = 5.0
+CLOSING, HASTE = 5.0, 0.5  # seconds for workers to close their tasks: usually, and when one of them has failed
 
 
 class Vector:
@@ -77,7 +77,7 @@ class Vector:
         """Picture of environment i: uint8 (height, width, 3)."""
         self._check_open()
         self._envs[i].send("render")
-        return self._envs[i].receive(time.monotonic() + self.timeout)
+        return self._envs[i].receive(time.monotonic(), self.timeout)
 
     def get_state(self) -> dict[str, Any]:
         """{"episode": (n,) int64, "over": (n,) bool, "tasks": {"0": state, ...}}; the state of a task that cannot be restored is None.
@@ -100,17 +100,20 @@ class Vector:
         saved = {i: state["tasks"][str(i)] for i in range(self.n) if state["tasks"][str(i)] is not None}
         for i, task in saved.items():
             self._envs[i].send("set_state", task)
-        deadline = time.monotonic() + self.timeout
-        restored = {i for i in saved if self._envs[i].receive(deadline)}
+        started = time.monotonic()
+        restored = {i for i in saved if self._envs[i].receive(started, self.timeout)}
         self._episode = np.array(state["episode"], np.int64)
         self._over = np.array([bool(over) or i not in restored for i, over in enumerate(state["over"])])
 
     def close(self) -> None:
         """Close every environment and end its process. Safe to call twice."""
+        self._end(CLOSING)
+
+    def _end(self, patience: float) -> None:
         envs, self._envs = self._envs, []
         for env in envs:
             env.release()
-        deadline = time.monotonic() + CLOSING
+        deadline = time.monotonic() + patience
         for env in envs:
             env.close(deadline)
 
@@ -124,11 +127,11 @@ class Vector:
         return self._receive_all()
 
     def _receive_all(self) -> list[Any]:
-        deadline = time.monotonic() + self.timeout
+        started = time.monotonic()
         try:
-            return [env.receive(deadline) for env in self._envs]
+            return [env.receive(started, self.timeout) for env in self._envs]
         except EnvError:
-            self.close()  # answers of the others would be taken for those of the next call
+            self._end(HASTE)  # answers of the others would be taken for those of the next call
             raise
 
     def _agree(self, answers: list[tuple[Spec, str | None]]) -> Spec:
@@ -139,7 +142,8 @@ class Vector:
             for part in ("obs", "action", "extras", "hidden", "repeat"):
                 mine, theirs = getattr(spec, part), getattr(other, part)
                 if mine != theirs:
-                    raise ValueError(f"environments of one vector need one spec: {part} of environment {env.index} ({env.label}) is {theirs}, of 0 {mine}")
+                    who = f"environment {env.index} ({env.label})"
+                    raise ValueError(f"environments of one vector need one spec: {part} of {who} is {theirs}, of the first {mine}")
         return spec
 
     def _check_actions(self, actions: Mapping[str, np.ndarray]) -> None:

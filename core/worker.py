@@ -47,7 +47,7 @@ class LocalEnv:
         with _noting(self):
             self._result = perform(self._task, command, *arguments)
 
-    def receive(self, deadline: float) -> Any:
+    def receive(self, started: float, timeout: float) -> Any:
         """What the last command returned."""
         return self._result
 
@@ -116,14 +116,14 @@ class RemoteEnv:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._dead() from error
 
-    def receive(self, deadline: float) -> Any:
-        """The answer, waited for until `deadline` (of `time.monotonic`).
+    def receive(self, started: float, timeout: float) -> Any:
+        """The answer, waited for until `timeout` seconds after `started` (of `time.monotonic`).
 
         Raises EnvError where the worker died, hung, or where the task failed: then with the worker's traceback.
         """
         try:
-            if not self._pipe.poll(max(deadline - time.monotonic(), 0.0)):
-                raise EnvError(f"environment {self.index} ({self.label}) hangs: no answer in time from its worker process {self._process.pid}")
+            if not self._pipe.poll(max(started + timeout - time.monotonic(), 0.0)):
+                raise EnvError(f"environment {self.index} ({self.label}) hangs: no answer within {timeout:g} s")
             good, answer = self._pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._dead() from error
@@ -143,7 +143,9 @@ class RemoteEnv:
                 pass  # it has not; its exit code must do
         code = self._process.exitcode
         how = "was killed by signal" if code is not None and code < 0 else "ended with exit code"
-        return EnvError(f"environment {self.index} ({self.label}) is gone: its worker process {how} {abs(code) if code is not None else 'unknown'}")
+        return EnvError(
+            f"environment {self.index} ({self.label}) is gone: its worker process {how} {abs(code) if code is not None else 'unknown'}"
+        )
 
     def release(self) -> None:
         """Hang up: the worker closes its task and ends, even if it is just sending an answer."""
@@ -163,7 +165,7 @@ def serve(pipe: Connection, maker: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what ends when
     try:
         task: Task = pickle.loads(maker)()
-    except Exception:  # reported to the parent, which raises it with this traceback
+    except Exception:  # noqa: BLE001 - the parent raises it, with this traceback
         pipe.send((False, traceback.format_exc()))
         return
     try:
@@ -171,7 +173,7 @@ def serve(pipe: Connection, maker: bytes) -> None:
             command, arguments = pipe.recv()
             try:
                 answer = (True, perform(task, command, *arguments))
-            except Exception:
+            except Exception:  # noqa: BLE001 - here too
                 answer = (False, traceback.format_exc())
             pipe.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -212,19 +212,19 @@ def _curve(run: Run) -> str:
 
 
 def _films(run: Run) -> str:
-    """The newest video of each name in videos/: `eval-<step>.mp4`, `openloop-<step>.mp4`, `openloop-<key>-<step>.mp4`."""
-    newest: dict[str, tuple[int, Path]] = {}
+    """The newest video of each kind in videos/, named `<kind>-<step>.mp4` or `<kind>-<step>-<mode or key>.mp4`."""
+    newest: dict[tuple[str, str], tuple[int, Path]] = {}
     for path in sorted((run.directory / "videos").glob("*.mp4")):
-        match = re.fullmatch(r"(.*?)-?(\d*)", path.stem)
-        name, step = (match[1], int(match[2] or 0)) if match else (path.stem, 0)
-        newest[name] = max(newest.get(name, (-1, path)), (step, path))
-    figures = [_film(name, step, path) for name, (step, path) in sorted(newest.items())]
+        match = re.fullmatch(r"(.+?)-(\d+)(?:-(.+))?", path.stem)
+        kind, step, label = (match[1], int(match[2]), match[3] or "") if match else (path.stem, 0, "")
+        newest[kind, label] = max(newest.get((kind, label), (-1, path)), (step, path))
+    figures = [_film(kind, label, step, path) for (kind, label), (step, path) in sorted(newest.items())]
     return f'<h2>Videos</h2><div class="films">{"".join(figures)}</div>' if figures else ""
 
 
-def _film(name: str, step: int, path: Path) -> str:
-    kind, _, key = name.partition("-")
-    text = KNOWN.get(kind, name) + (f" ({key})" if key and kind in KNOWN else "") + (f", step {step:,}" if step else "")
+def _film(kind: str, label: str, step: int, path: Path) -> str:
+    words = {"sample": "sampled actions", "mode": "greedy actions"}.get(label, label)
+    text = KNOWN.get(kind, kind) + (f", {words}" if words else "") + (f", step {step:,}" if step else "")
     if kind == "openloop":
         text += "; green border: the model sees the frame, red: it dreams"
     small = path.stat().st_size < EMBED

@@ -184,7 +184,10 @@ def _existing(text: str) -> Path:
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Let a trained agent act: eval RUN_DIR_OR_CHECKPOINT [--episodes 10] [--seed 0] [--mode sample|mode] [--task ID] [--video FILE]."""
+    """Let a trained agent act: eval RUN_DIR_OR_CHECKPOINT [--episodes N] [--seed N] [--mode sample|mode] [--task ID] [--video FILE].
+
+    Without options the evaluation of the run itself is repeated: its episodes, its seed.
+    """
     words = parse(argv)
     path = _existing(one(words.positional, "run directory or checkpoint"))
     given = _options(words.flags, {"episodes": int, "seed": int, "mode": Literal["sample", "mode"], "task": str, "video": str})
@@ -192,31 +195,34 @@ def evaluate(argv: Sequence[str]) -> int:
         _family(given["task"])
     from .core import checkpoint, presets
     from .core.player import Player
+    from .core.rng import seed_for
     from .core.train import make_task
-    from .eval.rollout import evaluate as judge
+    from .eval.judge import Judge
 
     try:
         path = checkpoint.locate(path)
         run = presets.restore(checkpoint.read(path)[1]["config"])
-        player = Player(checkpoint.load_agent(path).eval(), given.get("seed", 0))
+        agent = checkpoint.load_agent(path).eval()
     except checkpoint.CheckpointError as error:
         raise ConfigError(str(error)) from None
-    run, episodes = replace(run, task=given.get("task", run.task)), given.get("episodes", 10)
-    _made(run.task, partial(make_task, run)).close()
-    result = judge(
-        player,
-        partial(make_task, run),
-        episodes=episodes,
-        seed=given.get("seed", 0),
-        mode=given.get("mode", "sample"),
-        video=Path(given["video"]) if "video" in given else None,
-    )
+    seed, episodes = given.get("seed", run.seed), _positive(given.get("episodes", run.eval.episodes), "episodes")
+    run = replace(run, task=given.get("task", run.task))
+    make = partial(make_task, run)
+    _made(run.task, make).close()
+    player, video = Player(agent, seed_for(seed, "evaluation", 0)), Path(given["video"]) if "video" in given else None
+    result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=given.get("mode", "sample"), video=video)
     print(f"{run.task}: return {result.return_mean:.2f}, deviation {result.return_std:.2f}, over {episodes} episodes of mode {result.mode}")
     for score, length, ended in zip(result.returns, result.lengths, result.terminated, strict=True):
         print(f"  {score:10.2f} in {length} decisions" + (", terminated" if ended else ""))
     for line in [*([f"video: {result.video}"] if result.video else []), *result.warnings]:
         print(line)
     return 0
+
+
+def _positive(number: int, name: str) -> int:
+    if number < 1:
+        raise ConfigError(f"{name} wants a positive number, got {number}")
+    return number
 
 
 def _options(flags: Mapping[str, str | None], kinds: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,9 +288,7 @@ def check_env(argv: Sequence[str]) -> int:
     options = _options(words.flags, kinds)
     name = one(words.positional, "environment")
     _family(name)
-    steps = options.pop("steps", 200)
-    if steps < 1:
-        raise ConfigError(f"steps wants a positive number, got {steps}")
+    steps = _positive(options.pop("steps", 200), "steps")
     from .core import registry
     from .tasks.check import check_task
 

@@ -27,7 +27,7 @@ def check_task(task: Task, steps: int = 200) -> list[str]:
     for part in (_play, _check_bounds, _check_seed, _check_restore, _check_render):
         try:
             problems += part(task, steps)
-        except Exception as error:  # the whole point is to report what a stranger's environment does wrong
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's environment raises is a finding
             problems.append(f"{_WHILE[part.__name__]} it raised {type(error).__name__}: {error}")
             break
     return list(dict.fromkeys(problems))
@@ -92,7 +92,7 @@ def _row_problems(spec: Spec, step: Any, *, first: bool) -> list[str]:
     return problems
 
 
-def _reward_problems(call: str, step: Step, first: bool) -> list[str]:
+def _reward_problems(call: str, step: Mapping[str, Any], first: bool) -> list[str]:
     reward = step.get("reward")
     if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number, np.ndarray)) or np.shape(reward) != ():
         return [f"{call} reward must be one number, not {reward!r}"]
@@ -119,20 +119,26 @@ def _array_problems(space: Space, value: Any) -> Iterator[str]:
         yield "is not finite"
     elif space.classes is not None and array.size and (array.min() < 0 or array.max() >= space.classes):
         yield f"holds classes {array.min()} ... {array.max()}, the spec says 0 ... {space.classes - 1}"
-    elif space.low is not None and array.dtype.kind == "f" and (array.reshape(-1) < np.float32(space.low) - _slack(space.low)).any():
+    elif space.low is not None and array.dtype.kind == "f" and (array.reshape(-1) < _bound(space.low) - _slack(space.low)).any():
         yield f"falls below the spec's low of {space.low}"
-    elif space.high is not None and array.dtype.kind == "f" and (array.reshape(-1) > np.float32(space.high) + _slack(space.high)).any():
+    elif space.high is not None and array.dtype.kind == "f" and (array.reshape(-1) > _bound(space.high) + _slack(space.high)).any():
         yield f"rises above the spec's high of {space.high}"
 
 
-def _slack(bound: Any) -> np.ndarray:
+def _bound(bound: float | tuple[float, ...]) -> np.ndarray:
+    return np.asarray(bound, np.float32)
+
+
+def _slack(bound: float | tuple[float, ...]) -> np.ndarray:
     """What rounding to float32 may add."""
-    return 1e-5 * (1.0 + np.abs(np.asarray(bound, np.float32)))
+    return np.float32(1e-5) * (1.0 + np.abs(_bound(bound)))
 
 
 def _extremes(spec: Spec, top: bool) -> dict[str, np.ndarray]:
     """The lowest or the highest action."""
-    return {k: np.full(s.shape, (s.classes - 1 if top else 0) if s.classes else (1.0 if top else -1.0), s.dtype) for k, s in spec.action.items()}
+    return {
+        k: np.full(s.shape, (s.classes - 1 if top else 0) if s.classes else (1.0 if top else -1.0), s.dtype) for k, s in spec.action.items()
+    }
 
 
 def _check_bounds(task: Task, steps: int) -> list[str]:

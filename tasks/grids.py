@@ -83,7 +83,7 @@ class Grid(World):
         return []
 
     def _cells(self) -> np.ndarray:
-        cells = np.where(self._free[..., None], np.uint8(FLOOR), np.uint8(WALL))
+        cells = np.where(self._free[..., None], np.array(FLOOR, np.uint8), np.array(WALL, np.uint8))
         for cell, colour in self._marks():
             cells[tuple(cell)] = colour
         cells[tuple(self._cell)] = AGENT

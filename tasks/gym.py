@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
 from ..core.specs import Spec
-from . import physics, snapshot, spaces
+from . import crafter, physics, snapshot, spaces
 from .base import Common, Episodic, decisions, hint, resize
 
 # Families that register themselves when their package is imported: start of the id -> (package, our extra).
@@ -34,14 +34,22 @@ FAMILIES = {
     "FrankaKitchen": ("gymnasium_robotics", "robotics"),
     "PointMaze": ("gymnasium_robotics", "robotics"),
     "AntMaze": ("gymnasium_robotics", "robotics"),
+    "Crafter": ("crafter", "crafter"),
 }
-CONSTANT = (gymnasium.Env, gymnasium.Space, EnvSpec, type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+CONSTANT = (
+    gymnasium.Env,
+    gymnasium.Space,
+    EnvSpec,
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+)
 CLOSED = "the environment has no picture: it offers no render mode 'rgb_array'"
 
 
-def make(
-    name: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size: int = 64, camera: int = -1, **options: Any
-) -> GymTask:
+def make(name: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size: int = 64, camera: int = -1, **options: Any) -> GymTask:
     """A registered environment: `make("CartPole-v1")`, `make("FrozenLake-v1", is_slippery=False)`.
 
     camera: handed on as `camera_id`, for environments that take one. options: handed on to `gymnasium.make`.
@@ -66,11 +74,7 @@ def make(
 
 def wrap(env: gymnasium.Env[Any, Any], common: Common, name: str) -> GymTask:
     """An environment object as a task, restorable if everything it holds is plain data."""
-    try:
-        snapshot.freeze(_attributes(env))
-    except snapshot.NotPlain:
-        return GymTask(env, common, name)
-    return SavedGymTask(env, common, name)
+    return (SavedGymTask if _is_plain(_attributes(env)) else GymTask)(env, common, name)
 
 
 class GymTask(Episodic):
@@ -168,6 +172,14 @@ def _attributes(env: gymnasium.Env[Any, Any]) -> dict[str, Any]:
     return {k: v for k, v in pairs if not _constant(v) and not _simulation(v)}
 
 
+def _is_plain(values: dict[str, Any]) -> bool:
+    try:
+        snapshot.freeze(values)
+    except snapshot.NotPlain:
+        return False
+    return True
+
+
 def _names(env: gymnasium.Env[Any, Any]) -> list[list[str]]:
     """Names of all attributes, layer by layer: also of those that are not saved."""
     return [list(vars(layer)) for layer in _layers(env)]
@@ -205,10 +217,10 @@ def _register(name: str) -> None:
     """Import the package that an id belongs to, if it is installed and has not registered itself yet."""
     family = _family(name)
     if name not in gymnasium.registry and family and find_spec(family[0]):
-        package = import_module(family[0])
-        gymnasium.register_envs(package)
-        if family[0] == "gymnasium_robotics" and hasattr(package, "register_robotics_envs"):
-            package.register_robotics_envs()
+        if family[0] == "crafter":
+            crafter.register()
+        else:
+            gymnasium.register_envs(import_module(family[0]))
 
 
 def _draws(name: str) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.registry import lookup
 from ..core.specs import Restorable, Spec, Step, Task
-from .base import Common, decisions, hint, refuse_options, resize
+from .base import Common, decisions, refuse_options, resize
 
 
 def make(path: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size: int = 64, camera: int = -1, **options: Any) -> Task:
@@ -40,7 +40,7 @@ def make(path: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size
     handled = {name: value for name, value in offered.items() if name in taken}
     left = replace(common, **{name: default for name, default in _DEFAULTS.items() if name in handled})
     made = factory(**handled, **options)
-    if isinstance(made, Task):
+    if isinstance(made, Task) and isinstance(made.spec, Spec):  # a gymnasium.Env has all five names too
         left.refuse_camera(path)
         return Adapted(made, left, path) if left.repeat > 1 or left.pixels else made
     return _from_gymnasium(made, factory, {**handled, **options}, left, path)
@@ -63,15 +63,14 @@ def _from_gymnasium(made: Any, factory: Callable[..., Any], given: dict[str, Any
 
     if not isinstance(made, gymnasium.Env):
         missing = [name for name in ("spec", "reset", "step", "render", "close") if not hasattr(made, name)]
-        raise TypeError(
-            f"{path} returned a {type(made).__name__}: neither a gymnasium.Env nor a task (a task also has {', '.join(missing) or 'all methods'})"
-        )
+        lack = f"lacks {', '.join(missing)}" if missing else "has no polydream.core.specs.Spec as its spec"
+        raise TypeError(f"{path} returned a {type(made).__name__}: neither a gymnasium.Env nor a task (it {lack})")
     left.refuse_camera(path)
     taken, free = _parameters(factory)
-    if made.render_mode is None and "render_mode" not in given and (free or "render_mode" in taken):
-        if "rgb_array" in made.metadata.get("render_modes", ()):
-            made.close()
-            made = factory(**given, render_mode="rgb_array")
+    settable = made.render_mode is None and "render_mode" not in given and (free or "render_mode" in taken)
+    if settable and "rgb_array" in made.metadata.get("render_modes", ()):
+        made.close()
+        made = factory(**given, render_mode="rgb_array")
     return gym.wrap(made, left, path)
 
 

@@ -70,7 +70,9 @@ def draw(render: Callable[[], np.ndarray]) -> np.ndarray:
     try:
         return render()
     except (RuntimeError, ImportError, AttributeError, OSError) as error:
-        raise RuntimeError(f"rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} failed ({error}); if OpenGL is missing: {INSTALL}") from error
+        raise RuntimeError(
+            f"rendering with MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')} failed ({error}); if OpenGL is missing: {INSTALL}"
+        ) from error
 
 
 def tunable(model: Any) -> dict[str, np.ndarray]:

@@ -49,11 +49,10 @@ class PinPad(World):
         self._starts = np.argwhere(self._layout == 0)
         self._cell, self._last = self._starts[0], 0
         self._history = np.zeros(self._pads, int)
-        unit = {"low": 0.0, "high": 1.0}
         vector = {
-            "x": Space(shape=(COLUMNS,), **unit),
-            "y": Space(shape=(ROWS,), **unit),
-            "history": Space(shape=(self._pads * (self._pads + 1),), **unit),
+            "x": Space(shape=(COLUMNS,), low=0.0, high=1.0),
+            "y": Space(shape=(ROWS,), low=0.0, high=1.0),
+            "history": Space(shape=(self._pads * (self._pads + 1),), low=0.0, high=1.0),
         }
         super().__init__(name, common, vector=vector, action=Space(dtype="int32", classes=5), limit=number("limit", limit, 1, 10**6))
 
@@ -80,7 +79,7 @@ class PinPad(World):
         return {"x": onehot(self._cell[1], COLUMNS), "y": onehot(self._cell[0], ROWS), "history": history}
 
     def _cells(self) -> np.ndarray:
-        palette = np.uint8((FLOOR, *COLOURS, WALL))
+        palette = np.array((FLOOR, *COLOURS, WALL), np.uint8)
         cells = np.concatenate([palette[self._layout], np.zeros((2, COLUMNS, 3), np.uint8)])
         cells[tuple(self._cell)] = AGENT
         for slot, pad in enumerate(self._history):

@@ -104,7 +104,11 @@ class _Writer:
 
     def _keep(self, array: np.ndarray, name: str) -> Any:
         if array.dtype.kind in "SU":
-            return {"text": [t.hex() if isinstance(t, bytes) else t for t in array.ravel().tolist()], "dtype": array.dtype.str, "shape": array.shape}
+            return {
+                "text": [t.hex() if isinstance(t, bytes) else t for t in array.ravel().tolist()],
+                "dtype": array.dtype.str,
+                "shape": array.shape,
+            }
         if array.dtype.kind not in "biufc":
             raise NotPlain(f"{name} is an array of dtype {array.dtype}")
         self.arrays.append(array)

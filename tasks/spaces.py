@@ -118,7 +118,8 @@ def _convert(space: spaces.Space[Any], path: tuple[str | int, ...], key: str, ac
         if kind in "iub":
             return _integers(path, space, key, action)
     where = f"{'action' if action else 'observation'} {key!r}" if key else f"the {'action' if action else 'observation'} space"
-    raise TypeError(f"{where} is {space}, which has no fixed-size array; wrap the environment so that it is a Box or discrete")
+    advice = "" if action else ", or see pictures instead (obs='pixels')"
+    raise TypeError(f"{where} is {space}, which has no fixed-size array: wrap the environment so that it is a Box or discrete{advice}")
 
 
 def _classes(path: tuple[str | int, ...], shape: tuple[int, ...], count: int, start: np.ndarray, cast: Callable[[np.ndarray], Any]) -> Leaf:

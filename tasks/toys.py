@@ -24,7 +24,9 @@ class Bandit(World):
 
     def __init__(self, name: str, common: Common, *, arms: int = 4, noise: float = 0.0) -> None:
         self._arms, self._noise, self._chosen = number("arms", arms, 2, 100), float(noise), -1
-        super().__init__(name, common, vector={"vector": Space(shape=(1,), low=0.0, high=1.0)}, action=Space(dtype="int32", classes=arms), limit=1)
+        super().__init__(
+            name, common, vector={"vector": Space(shape=(1,), low=0.0, high=1.0)}, action=Space(dtype="int32", classes=arms), limit=1
+        )
 
     def _start(self) -> None:
         self._chosen = -1

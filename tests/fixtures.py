@@ -20,6 +20,7 @@ IMAGE = Spec(obs={"image": Space(shape=(64, 64, 3), dtype="uint8")}, action={"ac
 def tiny(**changes: Any) -> Config:
     """A configuration small enough for tests of a second."""
     cfg = sized(Config(), 16)
+    cfg = replace(cfg, encoder=replace(cfg.encoder, depth=2), decoder=replace(cfg.decoder, depth=2))
     return replace(cfg, rssm=replace(cfg.rssm, deter=32, hidden=16, stoch=4, classes=4), dream=4, **changes)
 
 

@@ -148,7 +148,7 @@ def test_a_refusing_disk_keeps_rows_in_memory(tmp_path: Path) -> None:
 
 def test_the_context_manager_tells_how_the_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: list[str] = []
-    monkeypatch.setattr(Log, "close", lambda self, status="FINISHED", grace=20.0: ends.append(status) or True)
+    monkeypatch.setattr(Log, "close", lambda self, status="FINISHED", grace=30.0: ends.append(status) or True)
     with quiet(tmp_path):
         pass
     for error in (RuntimeError, KeyboardInterrupt, SystemExit):

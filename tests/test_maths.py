@@ -36,7 +36,7 @@ def test_twohot_loss_by_hand() -> None:
     logits[2] = 1.0
     logp = torch.log_softmax(logits, 0)
     for target, expected in {3.0: -(0.75 * logp[2] + 0.25 * logp[3]), 2.0: -logp[2], 100.0: -logp[3], -100.0: -logp[0]}.items():
-        assert float(maths.twohot_loss(logits, torch.tensor(target), bins)) == pytest.approx(float(expected), rel=1e-6)
+        assert float(maths.twohot_loss(logp, torch.tensor(target), bins)) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_sampling_inverts_the_distribution_function() -> None:

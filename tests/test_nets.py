@@ -39,6 +39,15 @@ def test_block_linear_is_block_diagonal() -> None:
         BlockLinear(6, 4, 4)
 
 
+def test_joint_block_input_equals_the_one_built_by_hand() -> None:
+    layer = BlockLinear(8 + 2 * 3, 6, 2)
+    initialize(layer, 0)
+    layer.bias.data.normal_()
+    own, shared = torch.randn(5, 8), torch.randn(5, 3)
+    built = torch.cat([torch.cat([own[:, :4], shared], 1), torch.cat([own[:, 4:], shared], 1)], 1)
+    torch.testing.assert_close(layer.joint(own, shared), layer(built))
+
+
 def test_start_values_depend_on_names_not_on_order() -> None:
     one = torch.nn.ModuleDict({"a": Linear(3, 4), "b": Linear(3, 4)})
     two = torch.nn.ModuleDict({"b": Linear(3, 4), "extra": MLP(3, 8, 2), "a": Linear(3, 4)})

@@ -143,7 +143,7 @@ def test_writing_again_gives_the_same_page(run: Path) -> None:
 
 def test_newest_videos_are_embedded_and_large_ones_linked(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
-    for name in ("eval-9000", "eval-50000", "openloop-front-50000"):
+    for name in ("eval-000009000-sample", "eval-000050000-sample", "eval-000050000-mode", "openloop-50000-front"):
         save_video(run / f"videos/{name}.mp4", frames)
     clip = np.random.default_rng(0).random((2, 4, 16, 16, 3))
     save_video(run / "videos/openloop-50000.mp4", openloop_video(clip, clip, 2))
@@ -151,14 +151,15 @@ def test_newest_videos_are_embedded_and_large_ones_linked(run: Path, monkeypatch
     films = [attrs for tag, attrs in page.tags if tag == "video"]
     labels = [str(attrs["aria-label"]) for attrs in films]
     assert labels == [
-        "An evaluation episode, step 50,000",
+        "An evaluation episode, greedy actions, step 50,000",
+        "An evaluation episode, sampled actions, step 50,000",
         "Open loop: world, model and error from top to bottom, step 50,000; green border: the model sees the frame, red: it dreams",
-        "Open loop: world, model and error from top to bottom (front), step 50,000; green border: the model sees the frame, red: it dreams",
+        "Open loop: world, model and error from top to bottom, front, step 50,000; green border: the model sees the frame, red: it dreams",
     ]
     assert all(str(attrs["src"]).startswith("data:video/mp4;base64,") for attrs in films)
     monkeypatch.setattr("polydream.eval.report.EMBED", 1)
     films = [attrs for tag, attrs in Page(write_report(run).read_text()).tags if tag == "video"]
-    assert films[0]["src"] == "videos/eval-50000.mp4"
+    assert films[0]["src"] == "videos/eval-000050000-mode.mp4"
 
 
 def test_a_run_that_has_barely_begun(tmp_path: Path) -> None:

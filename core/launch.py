@@ -1,0 +1,120 @@
+"""What happens around a run: who judges it, where it lives, what its first screen says, what it runs on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from . import registry
+from .agent import Dreamer
+from .config import to_dict
+from .player import Player
+from .replay import Replay
+from .run import RunConfig
+from .specs import Space, Task
+
+
+class Judge(Protocol):
+    """What judges a run: given by whoever starts it, because judging is another room's business."""
+
+    def evaluate(self, player: Player, make_task: Callable[[], Task], *, episodes: int, seed: int, mode: str, video: Path | None) -> Any:
+        """Play episodes; the result has `row()` for the log, `return_mean`, `video`, `warnings`."""
+        ...
+
+    def baseline(self, make_task: Callable[[], Task], *, episodes: int, seed: int) -> dict[str, Any]:
+        """A row for the log: how a uniformly random policy does on the same evaluation seeds."""
+        ...
+
+    def film(self, path: Path, frames: Mapping[str, np.ndarray], context: int) -> None:
+        """Write the open-loop video: `truth` and `model` (B, T, H, W, C) in [0, 1], `context` steps of which were seen."""
+        ...
+
+    def report(self, run_dir: Path) -> Path:
+        """Write the run's report page."""
+        ...
+
+
+def run_directory(cfg: RunConfig) -> Path:
+    """The run's own folder, created. Refuses one that holds another run."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path(cfg.dir) if cfg.dir else Path("runs") / f"{cfg.task.replace('/', '-').replace(':', '-')}-{cfg.variant}-{cfg.seed}-{stamp}"
+    if (path / "config.yaml").exists():
+        raise FileExistsError(f"{path} already holds a run: continue it with `polydream resume {path}`, or choose another --dir")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes the first GPU there is, else the processor."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_task(cfg: RunConfig) -> Task:
+    """One environment of a run."""
+    env = cfg.env
+    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera)  # type: ignore[no-any-return]
+
+
+def overview(cfg: RunConfig, agent: Dreamer, device: torch.device, directory: Path) -> dict[str, object]:
+    """The first screen: what is about to be trained, on what, for how long, at what cost."""
+    spec = agent.spec
+    sizes = parameters(agent)
+    memory, disk = Replay.predicted_bytes(spec, agent.latent_spaces, cfg.replay)
+    rate = cfg.ratio / (cfg.batch * cfg.length)
+    idle = " (a GPU is present but not used)" if device.type == "cpu" and torch.cuda.is_available() else ""
+    return {
+        "variant": f"{cfg.variant} (profile {cfg.profile}, size {cfg.size}, preset {cfg.preset})",
+        "task": f"{cfg.task}, {cfg.env.count} environment{'s' if cfg.env.count > 1 else ''}, action repeat {spec.repeat}",
+        "observations": {k: _describe(s) for k, s in spec.obs.items()},
+        "actions": {k: _describe(s) for k, s in spec.action.items()},
+        "parameters": sizes | {"total": sum(sizes.values())},
+        "replay when full": f"{cfg.replay.capacity:,} steps: {memory / 1e9:.2f} GB of memory, {disk / 1e9:.2f} GB on disk",
+        "device": f"{device}, {torch.get_num_threads()} threads{idle}",
+        "train ratio": f"{cfg.ratio:g} replayed steps per decision: {rate:.3g} updates of {cfg.batch} x {cfg.length}",
+        "budget": f"{cfg.steps:,} environment steps, about {cfg.steps / spec.repeat * rate:,.0f} updates",
+        "results": str(directory),
+    }
+
+
+def parameters(agent: Dreamer) -> dict[str, int]:
+    """Trainable parameters by module."""
+    modules = [*agent.nets.items(), *((f"behavior {name}", b) for name, b in agent.behaviors.items())]
+    return {name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in modules}
+
+
+def provenance(agent: Dreamer, device: torch.device) -> dict[str, Any]:
+    """What a result must be told with: command, versions, revision, machine."""
+    from polydream import __version__
+
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    command = " ".join(["python -m polydream", *sys.argv[1:]]) if "polydream" in sys.argv[0] else " ".join(sys.argv)
+    return {
+        "command": command,
+        "parameters": sum(parameters(agent).values()),
+        "polydream": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores",
+        "git": git.stdout.strip() or "unknown",
+    }
+
+
+def _describe(space: Space) -> str:
+    return f"{space.dtype} {tuple(space.shape)}" + (f", {space.classes} classes" if space.classes else "")
+
+
+def write_config(cfg: RunConfig, directory: Path) -> Path:
+    """config.yaml of a run directory."""
+    import yaml
+
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(to_dict(cfg))), sort_keys=False))
+    return path

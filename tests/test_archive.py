@@ -1,0 +1,168 @@
+"""Saved replays: they go on bit for bit, cost only what changed, and survive interruption and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.replays import check_rows, fill, make, steps
+
+
+@pytest.mark.parametrize("options", [{}, {"sampler": "priority"}, {"memmap": True, "latents": "float32"}])
+def test_a_loaded_replay_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
+    for count in (7, 64, 300):  # before, at and after eviction begins; segments partly filled
+        one = fill(make(2, capacity=200, directory=tmp_path / "scratch", **options), count)
+        one.sample()
+        if "sampler" in options:
+            one.prioritise(one.sample()["stepid"], np.random.default_rng(0).random((4, 6)))
+        state = one.save(tmp_path / str(count))
+        two = make(2, capacity=200, directory=tmp_path / "scratch", **options)
+        two.load(tmp_path / str(count))
+        assert two.state_dict() == one.state_dict() == state == json.loads(json.dumps(state))
+        for t in range(count, count + 250):
+            for replay in (one, two):
+                replay.add(steps([0, 1], [t, t]))
+            if t % 25 == 0:
+                a, b = one.sample(), two.sample()
+                assert all(torch.equal(a[k], b[k]) for k in a.keys(True, True))
+                check_rows(a)
+        assert two.state_dict() == one.state_dict()
+
+
+def test_only_changed_segments_are_written_again(tmp_path: Path) -> None:
+    replay = fill(make(2, capacity=1000), 100)
+    assert replay.segments.size == 16
+    replay.save(tmp_path)
+    before = {p.name for p in tmp_path.iterdir()}
+    replay.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} ^ before == {"order-0.safetensors", "order-1.safetensors"}
+    before = {p.name for p in tmp_path.iterdir()}
+    replay.write(np.array([[1, 40]]), {"deter": np.ones((1, 4)), "stoch": np.ones((1, 3), int)})
+    replay.save(tmp_path)
+    after = {p.name for p in tmp_path.iterdir()}
+    assert after - before == {"1-2-latent-2.safetensors", "order-2.safetensors"}  # step 40 lies in segment 2 of stream 1
+    assert before - after == {"1-2-latent-0.safetensors", "order-1.safetensors"}
+    replay.add(steps([0], [100]), streams=[0])
+    replay.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} - after == {"0-6-data-3.safetensors", "0-6-latent-3.safetensors", "order-3.safetensors"}
+    resumed = make(2, capacity=1000)
+    resumed.load(tmp_path)
+    files = {p.name for p in tmp_path.iterdir()}
+    resumed.save(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} - files == {"order-4.safetensors"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_files_of_evicted_steps_go_and_foreign_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"mine")
+    replay = fill(make(1, capacity=40), 40)
+    replay.save(tmp_path)
+    assert (tmp_path / "0-0-data-0.safetensors").exists()
+    fill(replay, 40, begin=40).save(tmp_path)
+    assert not (tmp_path / "0-0-data-0.safetensors").exists()
+    assert (tmp_path / "weights.safetensors").read_bytes() == b"mine"
+
+
+def test_an_interrupted_save_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = fill(make(2), 50)
+    saved = replay.save(tmp_path)
+    fill(replay, 30, begin=50)
+    whole = 0
+    original = os.replace
+    for fail_at in range(100):
+        calls = iter(range(1000))
+
+        def replace(*args: Any, calls: Iterator[int] = calls, fail_at: int = fail_at) -> None:
+            if next(calls) == fail_at:
+                raise OSError("interrupted")
+            original(*args)
+
+        monkeypatch.setattr(os, "replace", replace)
+        try:
+            replay.save(tmp_path)
+            whole = fail_at
+        except OSError:
+            pass
+        monkeypatch.setattr(os, "replace", original)
+        two = make(2)
+        two.load(tmp_path)
+        assert two.state_dict() == (replay.state_dict() if whole else saved)
+        check_rows(two.sample())
+        if whole:
+            break
+    assert whole > 4
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_older_checkpoint_forgets_what_came_later(tmp_path: Path) -> None:
+    for size in (1000, 70):  # without and with eviction in between
+        one, two = (fill(make(2, capacity=size), 60) for _ in range(2))
+        state = one.state_dict()
+        fill(one, 9, begin=60)
+        one.save(tmp_path / str(size))
+        back = make(2, capacity=size)
+        back.load(tmp_path / str(size), state)
+        assert back.state_dict()["end"] == [60, 60] and back.state_dict()["queue"] == [
+            i for i in state["queue"] if i[1] >= back.segments.first[i[0]]
+        ]
+        assert back.steps == min(120, size - 18)
+        for t in range(60, 100):
+            for replay in (two, back):
+                replay.add(steps([0, 1], [t, t]))
+        a, b = two.sample(), back.sample()
+        assert all(torch.equal(a[k], b[k]) for k in a.keys(True, True))
+        back.save(tmp_path / str(size))
+        again = make(2, capacity=size)
+        again.load(tmp_path / str(size))
+        check_rows(again.sample())
+    with pytest.raises(ValueError, match="other steps than its checkpoint"):
+        make(2).load_state_dict(state)
+
+
+def test_the_capacity_may_change_between_save_and_load(tmp_path: Path) -> None:
+    replay = fill(make(2, capacity=4000), 300)
+    replay.save(tmp_path)
+    for capacity in (12, 100, 599, 600, 5000, 100_000):
+        other = make(2, capacity=capacity)
+        other.load(tmp_path)
+        assert other.steps == min(capacity, 600) and other.segments.end.tolist() == [300, 300]
+        check_rows(other.sample(heldout=True))
+        fill(other, 50, begin=300)
+        check_rows(other.sample(heldout=True))
+        other.save(tmp_path / str(capacity))
+        again = make(2, capacity=capacity)
+        again.load(tmp_path / str(capacity))
+        assert again.state_dict() == other.state_dict()
+
+
+def test_what_does_not_fit_is_not_loaded(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no saved replay in"):
+        make().load(tmp_path / "nothing")
+    fill(make(2), 30).save(tmp_path)
+    with pytest.raises(ValueError, match="has 2 streams .* this one 3: keep env.count"):
+        make(3).load(tmp_path)
+    with pytest.raises(ValueError, match=r"'latent/deter' in the saved replay is float16 of shape \(4,\), in this one float32"):
+        make(2, latents="float32").load(tmp_path)
+    with pytest.raises(ValueError, match=r"'priority' in the saved replay is missing"):
+        make(2, sampler="priority").load(tmp_path)
+    file = tmp_path / "1-0-data-0.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="1-0-data-0.safetensors is damaged"):
+        make(2).load(tmp_path)
+    file.write_bytes((tmp_path / "1-1-data-0.safetensors").read_bytes())  # fewer steps than the segment had
+    with pytest.raises(ValueError, match="1-0-data-0.safetensors is damaged: 14 steps where 16"):
+        make(2).load(tmp_path)
+    file.write_bytes(content)
+    index = json.loads((tmp_path / "index.json").read_text())
+    for key, value, match in (("format", 99, "format 99"), ("files", {"0-0-data": "../secret"}, "no file of a replay")):
+        (tmp_path / "index.json").write_text(json.dumps(index | {key: index["files"] | value if key == "files" else value}))
+        with pytest.raises(ValueError, match=match):
+            make(2).load(tmp_path)
