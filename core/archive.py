@@ -98,8 +98,6 @@ class Archive:
             if name != "order":
                 self._restore(segments, name)
         self._ours = segments.size == self.index["size"]
-        for changed in segments.changed.values():
-            changed[:] = False
         return order[surplus:], state
 
     def _check(self, segments: Segments, streams: int) -> None:

@@ -40,15 +40,16 @@ def override(cfg: T, path: str, value: Any) -> T:
 
 def _override(cfg: Any, parts: list[str], value: Any, path: str, root: Any) -> Any:
     head, rest = parts[0], parts[1:]
-    if not is_dataclass(cfg) or head not in {f.name for f in fields(cfg)}:
+    if not _is_group(cfg) or head not in {f.name for f in fields(cfg)}:
         raise unknown(path, leaves(root))
     old = getattr(cfg, head)
     if rest:
         return replace(cfg, **{head: _override(old, rest, value, path, root)})
-    if is_dataclass(old):
+    if _is_group(old):
         inside = [f"{path}.{f.name}" for f in fields(old)]
         raise ConfigError(f"{path} is a group of options, set one of them: {', '.join(inside)}")
-    return replace(cfg, **{head: convert(hints(type(cfg))[head], value, path)})
+    cls: Any = type(cfg)
+    return replace(cfg, **{head: convert(hints(cls)[head], value, path)})
 
 
 def leaves(cfg: Any) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def leaves(cfg: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for f in fields(cfg):
         value = getattr(cfg, f.name)
-        if is_dataclass(value):
+        if _is_group(value):
             found |= {f"{f.name}.{path}": leaf for path, leaf in leaves(value).items()}
         else:
             found[f.name] = value
@@ -76,7 +77,7 @@ def to_dict(cfg: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if is_dataclass(value):
+    if _is_group(value):
         return to_dict(value)
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
@@ -188,9 +189,13 @@ def _default(f: Any) -> Any:
 
 def _group(kind: Any, value: Any) -> Any:
     """The dataclass of a field that holds one, else None. The value's own class wins: variants extend the declared one."""
-    if is_dataclass(value):
+    if _is_group(value):
         return type(value)
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def _is_group(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
 
 
 @cache

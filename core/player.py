@@ -96,13 +96,12 @@ class Player:
         key = self._only("action")
         space, value = self.spec.action[key], action[key]
         if space.discrete:
-            return value
+            return value + np.asarray(space.low or 0).astype(value.dtype).reshape(space.shape if np.ndim(space.low or 0) else ())
         value = np.clip(value, -1, 1)
         if space.low is None or space.high is None:
             return value
-        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        return np.where(bounded, (value + 1) / 2 * (np.where(bounded, high - low, 0)) + np.where(bounded, low, 0), value)
+        low, high = (np.broadcast_to(np.asarray(b, np.float32).reshape(space.shape if np.ndim(b) else ()), space.shape) for b in (space.low, space.high))
+        return (value + 1) / 2 * (high - low) + low
 
 
 def load(path: str | Path, *, device: str = "cpu", seed: int = 0) -> Player:

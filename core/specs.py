@@ -22,7 +22,8 @@ class Space:
 
     shape: of one step, images as (height, width, channels).
     dtype: numpy name; "uint8" with three axes means an image, integers and "bool" need `classes`.
-    low, high: bounds of floats for documentation and scaling (actions reach the engine scaled to [-1, 1]).
+    low, high: the environment's own bounds of floats, None where there are none. The engine itself deals in actions scaled to
+        [-1, 1], which the task scales back. Of a discrete space low is the environment's number for class 0, None for 0.
     classes: number of values 0 ... classes - 1 of every element of a discrete array, None for numbers.
     """
 

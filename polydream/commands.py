@@ -41,7 +41,7 @@ def train(argv: Sequence[str]) -> int:
 def _run(cfg: RunConfig, resume: Path | None = None) -> None:
     """Train to the end, judged by the room eval. SIGTERM stops like Ctrl-C: with a checkpoint."""
     from .core.checkpoint import CheckpointError
-    from .core.train import make_task
+    from .core.launch import make_task
     from .core.train import train as learn
     from .eval.judge import Judge
 
@@ -135,9 +135,10 @@ Values below are those of what is chosen: `polydream train --variant NAME --pres
 
 
 def _tables() -> dict[str, Mapping[str, Any]]:
-    from .core import presets
+    from .core.presets import PRESETS, SIZES
+    from .core.profiles import PROFILES
 
-    return {"Profiles": presets.PROFILES, "Sizes": presets.SIZES, "Presets": presets.PRESETS}
+    return {"Profiles": PROFILES, "Sizes": SIZES, "Presets": PRESETS}
 
 
 def resume(argv: Sequence[str]) -> int:
@@ -194,9 +195,9 @@ def evaluate(argv: Sequence[str]) -> int:
     if "task" in given:
         _family(given["task"])
     from .core import checkpoint, presets
+    from .core.launch import make_task
     from .core.player import Player
     from .core.rng import seed_for
-    from .core.train import make_task
     from .eval.judge import Judge
 
     try:

@@ -86,6 +86,14 @@ def decisions(steps: float | None, repeat: int) -> int | None:
     return None if steps is None or not np.isfinite(steps) else ceil(ceil(steps) / repeat)
 
 
+def bounds(array: np.ndarray) -> float | tuple[float, ...] | None:
+    """Bounds as a spec holds them: one number where all are equal, None where any is infinite."""
+    if not np.isfinite(array).all() or not np.size(array):
+        return None
+    flat = np.ravel(array)
+    return float(flat[0]) if (flat == flat[0]).all() else tuple(map(float, flat))
+
+
 def scale_action(action: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """From the engine's [-1, 1] to the environment's bounds, elementwise; all three of one shape, float64 result.
 

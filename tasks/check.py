@@ -49,8 +49,6 @@ def _spec_problems(spec: Any) -> list[str]:
     for key, space in spec.action.items():
         if space.image:
             problems.append(f"action {key!r} is an image")
-        if not space.discrete and (space.low not in (-1, -1.0, None) or space.high not in (1, 1.0, None)):
-            problems.append(f"action {key!r} must be offered in [-1, 1] (the task scales it), not [{space.low}, {space.high}]")
     problems += [f"hidden key {key!r} is no observation" for key in sorted(spec.hidden - spec.obs.keys())]
     problems += [f"repeat is {spec.repeat}, at least 1 is needed"] if spec.repeat < 1 else []
     return problems + ([f"limit is {spec.limit}, at least 1 is needed"] if spec.limit is not None and spec.limit < 1 else [])

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.specs import Space, Spec
 from . import physics, snapshot
-from .base import Common, Episodic, decisions, hint, refuse_options, scale_action
+from .base import Common, Episodic, bounds, decisions, hint, refuse_options, scale_action
 
 REPEAT = 2
 USUAL_CAMERA = {"quadruped": 2}
@@ -71,9 +71,9 @@ class ControlSuite(Episodic):
         self._camera = USUAL_CAMERA.get(domain, 0) if common.camera < 0 else common.camera
         if self._camera >= self._model.ncam:
             raise ValueError(f"dmc/{name} has cameras 0 ... {self._model.ncam - 1}, not {common.camera}")
-        bounds = self._env.action_spec()
-        self._low = np.where(np.abs(bounds.minimum) < UNBOUNDED, bounds.minimum, -np.inf)
-        self._high = np.where(np.abs(bounds.maximum) < UNBOUNDED, bounds.maximum, np.inf)
+        offered = self._env.action_spec()
+        self._low = np.where(np.abs(offered.minimum) < UNBOUNDED, offered.minimum, -np.inf)
+        self._high = np.where(np.abs(offered.maximum) < UNBOUNDED, offered.maximum, np.inf)
         super().__init__(f"dmc/{name}", self._make_spec(), common.seed)
         self._now: dict[str, Any] = {}
 
@@ -82,7 +82,7 @@ class ControlSuite(Episodic):
         vector = {k: Space(shape=tuple(s.shape)) for k, s in self._env.observation_spec().items()} if self._common.vector else {}
         return Spec(
             obs=vector | ({"image": self._common.image} if self._common.pixels else {}),
-            action={"action": Space(shape=self._low.shape, low=-1.0, high=1.0)},
+            action={"action": Space(shape=self._low.shape, low=bounds(self._low), high=bounds(self._high))},
             repeat=repeat,
             limit=decisions(self._env._step_limit, repeat),
         )

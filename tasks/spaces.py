@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ..core.specs import Space
-from .base import scale_action
+from .base import bounds, scale_action
 
 FEW = 16
 MANY = 1024
@@ -112,7 +112,7 @@ def _convert(space: spaces.Space[Any], path: tuple[str | int, ...], key: str, ac
     if isinstance(space, spaces.Box):
         kind = np.dtype(space.dtype).kind
         if kind == "f":
-            return [("", _floats(path, space, action))]
+            return [("", _floats(path, space))]
         if kind == "u" and not action and (image := _image(path, space)):
             return [("", image)]
         if kind in "iub":
@@ -125,7 +125,7 @@ def _convert(space: spaces.Space[Any], path: tuple[str | int, ...], key: str, ac
 def _classes(path: tuple[str | int, ...], shape: tuple[int, ...], count: int, start: np.ndarray, cast: Callable[[np.ndarray], Any]) -> Leaf:
     return Leaf(
         path,
-        Space(shape=shape, dtype="int32", classes=count),
+        Space(shape=shape, dtype="int32", classes=count, low=bounds(start) or None),
         lambda value: (np.asarray(value, np.int64) - start).astype(np.int32).reshape(shape),
         lambda chosen: cast(np.asarray(chosen, np.int64) + start),
     )
@@ -140,7 +140,7 @@ def _many(path: tuple[str | int, ...], space: spaces.Space[Any], counts: np.ndar
 def _element(path: tuple[str | int, ...], i: int, count: int, start: int) -> Leaf:
     return Leaf(
         path,
-        Space(dtype="int32", classes=count),
+        Space(dtype="int32", classes=count, low=float(start) or None),
         lambda value: np.asarray(np.asarray(value).flat[i] - start, np.int32),
         lambda chosen: int(chosen) + start,
     )
@@ -161,17 +161,10 @@ def _uneven(space: spaces.Space[Any]) -> bool:
     return isinstance(space, (spaces.MultiDiscrete, spaces.Box)) and len(np.unique(_counts(space))) > 1
 
 
-def _bounds(array: np.ndarray) -> float | tuple[float, ...] | None:
-    if not np.isfinite(array).all() or not array.size:
-        return None
-    return float(array.flat[0]) if (array == array.flat[0]).all() else tuple(map(float, array.flat))
-
-
-def _floats(path: tuple[str | int, ...], space: spaces.Box, action: bool) -> Leaf:
-    low, high = (-1.0, 1.0) if action else (_bounds(space.low), _bounds(space.high))
+def _floats(path: tuple[str | int, ...], space: spaces.Box) -> Leaf:
     return Leaf(
         path,
-        Space(shape=space.shape, low=low, high=high),
+        Space(shape=space.shape, low=bounds(space.low), high=bounds(space.high)),
         lambda value: np.array(value, np.float32).reshape(space.shape),
         lambda chosen: scale_action(chosen, space.low, space.high).astype(space.dtype),
     )
@@ -195,7 +188,7 @@ def _pixels(path: tuple[str | int, ...], shape: tuple[int, int, int], convert: C
 
 
 def _integers(path: tuple[str | int, ...], space: spaces.Box, key: str, action: bool) -> list[tuple[str, Leaf]]:
-    counts, flat = _counts(space), Space(shape=space.shape, low=_bounds(space.low), high=_bounds(space.high))
+    counts, flat = _counts(space), Space(shape=space.shape, low=bounds(space.low), high=bounds(space.high))
     low = space.low.astype(np.int64)
     if not action and (_uneven(space) or counts.max(initial=1) > FEW):
         return [("", Leaf(path, flat, lambda value: np.array(value, np.float32).reshape(space.shape), lambda chosen: chosen))]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.replays import check_rows, fill, make, steps
+from polydream.core.replay import Replay
+from tests.replays import check_rows, fill, make, starts, steps
 
 
 @pytest.mark.parametrize("options", [{}, {"sampler": "priority"}, {"memmap": True, "latents": "float32"}])
@@ -102,17 +103,20 @@ def test_an_interrupted_save_leaves_the_previous_one(tmp_path: Path, monkeypatch
 
 
 def test_an_older_checkpoint_forgets_what_came_later(tmp_path: Path) -> None:
-    for size in (1000, 70):  # without and with eviction in between
+    for size, extra in ((1000, 9), (1000, 40), (70, 9)):  # few steps, several segments, and with eviction in between
         one, two = (fill(make(2, capacity=size), 60) for _ in range(2))
         state = one.state_dict()
-        fill(one, 9, begin=60)
+        fill(one, extra, begin=60)
         one.save(tmp_path / str(size))
         back = make(2, capacity=size)
         back.load(tmp_path / str(size), state)
         assert back.state_dict()["end"] == [60, 60] and back.state_dict()["queue"] == [
             i for i in state["queue"] if i[1] >= back.segments.first[i[0]]
         ]
-        assert back.steps == min(120, size - 18)
+        assert back.steps == min(120, size - 2 * extra)
+        segments = back.segments
+        spanned = sum(60 // segments.size - first // segments.size + 1 for first in segments.first.tolist())
+        assert (segments.owner[:, 0] >= 0).sum() == spanned  # room of the forgotten steps was given back
         for t in range(60, 100):
             for replay in (two, back):
                 replay.add(steps([0, 1], [t, t]))
@@ -126,12 +130,31 @@ def test_an_older_checkpoint_forgets_what_came_later(tmp_path: Path) -> None:
         make(2).load_state_dict(state)
 
 
+def test_priorities_of_forgotten_steps_do_not_count(tmp_path: Path) -> None:
+    def fresh() -> Replay:
+        return make(2, batch=50, sampler="priority", exponent=1.0, blend=0.0, online=False)
+
+    replay = fill(fresh(), 40)
+    replay.prioritise(np.array([[s, t] for s in range(2) for t in range(40)]), np.zeros(80))
+    replay.prioritise(np.array([[0, 20]]), np.ones(1))
+    state = replay.state_dict()
+    fill(replay, 5, begin=40)
+    replay.save(tmp_path)
+    back = fresh()
+    back.load(tmp_path, state)
+    assert set(starts(back, 10)) == {(0, t) for t in range(15, 21)}
+    used = fill(fresh(), 70)
+    used.sample()
+    used.load(tmp_path, state)  # of what was there before, nothing stays
+    assert set(starts(used, 10)) == {(0, t) for t in range(15, 21)}
+
+
 def test_the_capacity_may_change_between_save_and_load(tmp_path: Path) -> None:
     replay = fill(make(2, capacity=4000), 300)
-    replay.save(tmp_path)
     for capacity in (12, 100, 599, 600, 5000, 100_000):
+        replay.save(tmp_path / str(capacity))
         other = make(2, capacity=capacity)
-        other.load(tmp_path)
+        other.load(tmp_path / str(capacity))
         assert other.steps == min(capacity, 600) and other.segments.end.tolist() == [300, 300]
         check_rows(other.sample(heldout=True))
         fill(other, 50, begin=300)

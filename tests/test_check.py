@@ -149,7 +149,6 @@ CASES = [
     (lambda: with_spec(hidden=frozenset({"goal"})), "hidden key 'goal' is no observation"),
     (lambda: with_spec(repeat=0), "repeat is 0"),
     (lambda: with_spec(limit=0), "limit is 0"),
-    (lambda: with_spec(action={"action": Space(shape=(1,), low=-2.0, high=2.0)}), r"action 'action' must be offered in \[-1, 1\]"),
     (lambda: with_spec(action={"action": Space(shape=(2, 2, 3), dtype="uint8")}), "action 'action' is an image"),
     (Unseeded, "the same seed and actions give another episode: observation 'vector' after 0 steps differs"),
     (Forgetful, "a restored state does not repeat itself"),

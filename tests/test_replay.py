@@ -185,9 +185,9 @@ def test_half_latents_round_as_float16() -> None:
 def test_evicted_steps_are_not_written() -> None:
     replay = fill(make(1, batch=1, capacity=10), 25)  # holds steps 15..24
     ids = np.array([[0, 0], [0, 14], [0, 15], [0, 24]])
-    replay.write(ids, {"deter": np.full((4, 4), 0.75, np.float32), "stoch": np.full((4, 3), 4)})
+    replay.write(ids, {"deter": np.repeat([[2.0], [3.0], [4.0], [5.0]], 4, axis=1), "stoch": np.full((4, 3), 4)})
     rows = replay.segments.rows(np.array(0), np.arange(15, 25))
-    assert (replay.segments.arrays["latent", "deter"][rows] == 0.75).all(1).nonzero()[0].tolist() == [0, 9]
+    assert replay.segments.arrays["latent", "deter"][rows, 0].tolist() == [4.0, *(t / 128 for t in range(16, 24)), 5.0]
     for bad, match in {(1, 20): "stream 1", (-1, 20): "stream -1", (0, 25): "never added"}.items():
         with pytest.raises(ValueError, match=match):
             replay.write(np.array([bad]), {"deter": np.zeros((1, 4)), "stoch": np.zeros((1, 3), int)})
