@@ -74,7 +74,7 @@ class Trainer:
         self.optimizer = self.agent.optimizer()
         self.replay = Replay(
             self.agent.spec, self.agent.latent_spaces, cfg.replay, batch=cfg.batch, length=cfg.length, streams=cfg.env.count,
-            directory=self.dir, seed=cfg.seed,
+            directory=self.dir, pin=self.device.type == "cuda", seed=cfg.seed,
         )  # fmt: skip
         self.ratio = TrainRatio(cfg.ratio / (cfg.batch * cfg.length))
         # On a processor the learner uses every core already; a GPU is fed while it works.
@@ -255,7 +255,6 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint and the replay's new steps."""
-        self.batches.drain()
         replay = self.replay.save(self.dir / "replay")
         tensors, optimizer = checkpoint.agent_tensors(self.agent, self.optimizer)
         acting = {k if isinstance(k, str) else "/".join(k): v for k, v in self.state.items(True, True)}
@@ -270,7 +269,9 @@ class Trainer:
             "scores": self.scores,
             "lengths": self.lengths,
         }
-        path = checkpoint.save(self.dir / "checkpoints", self.step, {**tensors, "acting": acting}, state)
+        # A batch that is being prepared was already chosen: it belongs to the state of the run.
+        tensors |= {"acting": acting, "prepared": self.batches.state_dict()}
+        path = checkpoint.save(self.dir / "checkpoints", self.step, tensors, state)
         self.saved = time.monotonic()
         return path
 
@@ -284,6 +285,7 @@ class Trainer:
         self.envs.set_state(state["envs"])
         self.actions = state["actions"]
         self.scores, self.lengths = state["scores"], state["lengths"]
+        self.batches.load_state_dict(groups["prepared"])
         flat = {tuple(k.split("/")): v for k, v in groups["acting"].items()}
         self.state = TensorDict({}, [self.cfg.env.count], device=self.device)
         for key, value in flat.items():

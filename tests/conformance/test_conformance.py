@@ -5,10 +5,10 @@
 
 import pytest
 
-from tests.conformance import agents, data, parts
+from tests.conformance import agents, data, parts, replay
 from tests.conformance.golden import ROOT, Case, cases
 
-CHECKS = parts.CHECKS | data.CHECKS | {"agent": agents.check_agent}
+CHECKS = parts.CHECKS | data.CHECKS | replay.CHECKS | {"agent": agents.check_agent}
 
 
 def test_the_folder_holds_cases() -> None:
