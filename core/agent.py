@@ -57,14 +57,17 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
+AgentConfig = Config
+
+
 class Dreamer(nn.Module):
     """DreamerV3 (Hafner et al. 2023, 2025). Variants inherit from it and override seams; final methods are the core's own.
 
     spec: what the task offers. cfg: knobs. seed: start values of the weights. `updates` counts finished updates.
     """
 
-    Config: ClassVar[type[Config]] = Config
-    cfg: Config
+    Config: ClassVar[type[AgentConfig]] = Config
+    cfg: AgentConfig
     updates: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -73,7 +76,7 @@ class Dreamer(nn.Module):
             if getattr(getattr(Dreamer, name, None), "__final__", False):
                 raise TypeError(f"{cls.__name__}.{name} is the core's own and the same for all variants: override a seam that it calls")
 
-    def __init__(self, spec: Spec, cfg: Config, seed: int = 0) -> None:
+    def __init__(self, spec: Spec, cfg: AgentConfig, seed: int = 0) -> None:
         super().__init__()
         self.cfg = cfg
         self.spec = self.spaces(spec)
@@ -208,7 +211,7 @@ class Dreamer(nn.Module):
         return {"deter": Space(shape=(r.deter,)), "stoch": Space(shape=(r.stoch,), dtype="uint8", classes=r.classes)}
 
     def _objectives(self) -> list[Objective]:
-        return [o for b in self.behaviors.values() for o in b.terms().values()]  # type: ignore[union-attr, operator]
+        return [o for b in self.behaviors.values() for o in b.terms().values()]  # type: ignore[operator]
 
     # ------------------------------------------------------------------------------------------------ final
 
@@ -275,7 +278,7 @@ class Dreamer(nn.Module):
         behaviors: dict[str, Behavior] = dict(self.behaviors.items())  # type: ignore[arg-type]
         differentiable = any(b.through_dynamics for b in behaviors.values())
         # With the score-function gradient nothing of the dream needs a graph; through the dynamics only actions carry one.
-        scope: AbstractContextManager[None] = frozen(*self.nets.values()) if differentiable else torch.no_grad()  # type: ignore[assignment]
+        scope: AbstractContextManager[None] = frozen(*self.nets.values()) if differentiable else torch.no_grad()
         with scope:
             dream = self.imagine(start, draws)
             rewards = self.rewards(dream)
@@ -341,7 +344,7 @@ class Dreamer(nn.Module):
     @final
     def optimizer(self) -> Optimizer:
         """A fresh optimizer over all trainable parameters, grouped as the configuration says."""
-        actor = {p for b in self.behaviors.values() for p in b.policy.parameters()}  # type: ignore[union-attr, operator]
+        actor = {p for b in self.behaviors.values() for p in b.policy.parameters()}  # type: ignore[union-attr]
         critic = {p for o in self._objectives() for p in o.critic.parameters()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         model = [p for p in trainable if p not in actor and p not in critic]

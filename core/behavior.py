@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import maths
 from .heads import Head, HeadConfig, Policy, PolicyConfig
-from .normalizer import NormConfig, Normalizer
+from .normalizer import Normalizer, NormConfig
 from .outputs import Categorical, Output
 
 
@@ -87,7 +87,7 @@ class Objective(nn.Module):
     def follow(self, updates: int) -> None:
         """Move the slow critic towards the critic, after update number `updates` (from 1)."""
         if updates % self.cfg.slow_every == 0:
-            slow, online = list(self.slow.parameters()), [p.detach() for p in self.critic.parameters()]
+            slow, online = ([p.detach() for p in net.parameters()] for net in (self.slow, self.critic))
             torch._foreach_lerp_(slow, online, self.cfg.slow_rate)
 
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ class Behavior(nn.Module):
         if not self.through_dynamics:
             gain = gain.detach() * sum(d.logp(action[k].detach()[:, :-1]) for k, d in dists.items())
         loss = weight[:, :-1] * -(gain + self.cfg.entropy * sum(entropies.values()))
-        metrics = {f"ent/{k}": e.mean().detach() for k, e in entropies.items()}
+        metrics: dict[str, Tensor] = {f"ent/{k}": e.mean().detach() for k, e in entropies.items()}
         # How random a discrete policy is, from 0 to 1.
         metrics |= {f"rand/{k}": metrics[f"ent/{k}"] / d.max_entropy() for k, d in dists.items() if isinstance(d, Categorical)}
         return loss, metrics
@@ -211,7 +211,9 @@ def actor_critic(
     features (N, H + 1, F), action (N, H + 1) in model form, rewards by objective (N, H + 1) for arriving at each state,
     cont (N, H + 1). Losses are named policy and value/<objective>, the environment's own reward just value.
     """
-    losses, returns, advantages, metrics = {}, {}, {}, {}
+    losses: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    returns, advantages = {}, {}
     weight: Tensor | None = None
     still = features.detach()
     for name, objective in behavior.terms().items():
@@ -235,7 +237,7 @@ def label(term: str, objective: str) -> str:
     return term if objective == "extrinsic" else f"{term}/{objective}"
 
 
-class frozen:  # noqa: N801 - reads as a statement
+class frozen:
     """Context in which the parameters of modules take no gradient, while gradients still pass through them to their inputs."""
 
     def __init__(self, *modules: nn.Module) -> None:

@@ -122,13 +122,14 @@ def load_agent(path: Path, device: str = "cpu") -> Dreamer:
     cfg = restore(state["config"])
     agent = variant(cfg.variant)(spec_from(state["spec"]), cfg.agent)
     agent.to(device).load_state_dict(groups["agent"])
-    return agent  # type: ignore[no-any-return]
+    return agent
 
 
 def agent_tensors(agent: Dreamer, optimizer: Optimizer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Weights, buffers and moments as groups of tensors, and the optimizer's counters as state."""
-    names = {p: n for n, p in agent.named_parameters()}
-    moments, steps = {}, {}
+    names: dict[Tensor, str] = {p: n for n, p in agent.named_parameters()}
+    moments: dict[str, Tensor] = {}
+    steps: dict[str, int] = {}
     for parameter, slot in optimizer.state.items():
         name = names[parameter]
         steps[name] = slot["step"]

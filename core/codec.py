@@ -43,7 +43,9 @@ def split(obs: Mapping[str, Space]) -> tuple[dict[str, Space], dict[str, Space]]
     images = {k: s for k, s in obs.items() if s.image}
     vectors = {k: s for k, s in obs.items() if k not in images}
     if deep := [k for k, s in vectors.items() if len(s.shape) > 2]:
-        raise ValueError(f"observation {deep[0]!r} has shape {vectors[deep[0]].shape}: numbers may have up to two axes, images must be uint8")
+        raise ValueError(
+            f"observation {deep[0]!r} has shape {vectors[deep[0]].shape}: numbers may have up to two axes, images must be uint8"
+        )
     return vectors, images
 
 
@@ -129,7 +131,9 @@ class Encoder(nn.Module):
                 self.norms.append(norm(cfg.norm, channels, axis=1))
             shrink = _shrink(cfg)
             if not all(3 <= side // shrink <= 16 and side % shrink == 0 for side in (height, width)):
-                raise ValueError(f"images of {height}x{width} shrink {shrink}-fold to less than 3 or more than 16 pixels: resize them to 64x64")
+                raise ValueError(
+                    f"images of {height}x{width} shrink {shrink}-fold to less than 3 or more than 16 pixels: resize them to 64x64"
+                )
             self.width += channels * (height // shrink) * (width // shrink)
         if not self.width:
             raise ValueError("the task offers no observation that the encoder may see")
@@ -138,7 +142,7 @@ class Encoder(nn.Module):
     def forward(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
         parts = []
         if self.vectors:
-            parts.append(self.mlp(flat(self.vectors, obs, self.cfg.symlog)))  # type: ignore[arg-type]
+            parts.append(self.mlp(flat(self.vectors, obs, self.cfg.symlog)))
         if self.images:
             parts.append(self._see(torch.cat([obs[k] for k in sorted(self.images)], -1)))
         return torch.cat(parts, -1)
@@ -176,7 +180,9 @@ class Decoder(nn.Module):
         depths = [cfg.depth * m for m in cfg.mults]
         size = self.grid[0] * self.grid[1] * depths[-1]
         if depths[-1] % BLOCKS or deter % BLOCKS:
-            raise ValueError(f"the decoder spreads deter {deter} over {depths[-1]} channels (depth x last of mults): both must divide by {BLOCKS}")
+            raise ValueError(
+                f"the decoder spreads deter {deter} over {depths[-1]} channels (depth x last of mults): both must divide by {BLOCKS}"
+            )
         self.spread = BlockLinear(deter, size, BLOCKS)
         self.hidden = nn.Sequential(Linear(stoch, 2 * cfg.units), norm(cfg.norm, 2 * cfg.units))
         self.place = Linear(2 * cfg.units, size)
@@ -205,7 +211,9 @@ class Decoder(nn.Module):
     def _vector(self, space: Space, x: Tensor) -> Output:
         if space.discrete:
             return Categorical(x.unflatten(-1, (*space.shape, space.classes or 1)), len(space.shape))
-        return Squared(x.unflatten(-1, space.shape) if space.shape else x.squeeze(-1), len(space.shape), maths.symlog if self.cfg.symlog else None)
+        return Squared(
+            x.unflatten(-1, space.shape) if space.shape else x.squeeze(-1), len(space.shape), maths.symlog if self.cfg.symlog else None
+        )
 
     def _draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
         lead = deter.shape[:-1]
@@ -234,6 +242,6 @@ def _picture(images: Mapping[str, Space]) -> tuple[int, int, int]:
     """(height, width, total channels); all images of a task must agree in size."""
     sizes = {s.shape[:2] for s in images.values()}
     if len(sizes) > 1:
-        raise ValueError(f"images of one task must have one size, found {dict((k, s.shape) for k, s in images.items())}")
+        raise ValueError(f"images of one task must have one size, found {[s.shape for s in images.values()]}")
     height, width = sizes.pop()
     return height, width, sum(s.shape[-1] for s in images.values())

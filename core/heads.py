@@ -85,7 +85,7 @@ class Policy(nn.Module):
         return {key: self._output(key, space, x) for key, space in self.action.items()}
 
     def _output(self, key: str, space: Space, x: Tensor) -> Distribution:
-        raw = {name: layer(x).float() for name, layer in self.outs[key].items()}  # type: ignore[operator, union-attr]
+        raw = {name: layer(x).float() for name, layer in self.outs[key].items()}  # type: ignore[operator]
         if space.discrete:
             logits = raw["logits"].unflatten(-1, (*space.shape, space.classes or 1))
             return Categorical(logits, len(space.shape), self.cfg.unimix)

@@ -76,7 +76,7 @@ def symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
             "not a number",
             ("opt/loss",),
             lambda m: not math.isfinite(m["opt/loss"]),
-            "the loss is not finite: look for infinite or huge observations and rewards (polydream check-env), then lower the learning rate",
+            "the loss is not finite: look for huge observations and rewards (polydream check-env), then lower the learning rate",
         ),
     ]
 

@@ -67,7 +67,7 @@ class Heldout:
             return None
         starts = np.linspace(0, len(steps) - self.length, count).astype(int)
         rows = [_stack([steps[i] for i in range(s, s + self.length)]) for s in starts]
-        batch = torch.stack([TensorDict(row, [self.length]) for row in rows])
+        batch: TensorDict = torch.stack([TensorDict(row, [self.length]) for row in rows])
         batch["is_first"][:, 0] = True
         return batch.to(device)
 

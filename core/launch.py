@@ -26,7 +26,7 @@ from .specs import Space, Task
 class Judge(Protocol):
     """What judges a run: given by whoever starts it, because judging is another room's business."""
 
-    def evaluate(self, player: Player, make_task: Callable[[], Task], *, episodes: int, seed: int, mode: str, video: Path | None) -> Any:
+    def evaluate(self, player: Player, make_task: Callable[[], Task], *, episodes: int, seed: int, mode: Any, video: Path | None) -> Any:
         """Play episodes; the result has `row()` for the log, `return_mean`, `video`, `warnings`."""
         ...
 
@@ -61,7 +61,7 @@ def choose_device(name: str) -> torch.device:
 def make_task(cfg: RunConfig) -> Task:
     """One environment of a run."""
     env = cfg.env
-    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera)  # type: ignore[no-any-return]
+    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera)
 
 
 def overview(cfg: RunConfig, agent: Dreamer, device: torch.device, directory: Path) -> dict[str, object]:

@@ -49,10 +49,11 @@ def open_loop(agent: Dreamer, batch: TensorDict, draws: Draws) -> tuple[dict[str
     states = [post[:, t].select("deter", "stoch") for t in range(seen)]
     for t in range(seen, batch.batch_size[1]):
         states.append(agent.rssm.step(states[-1], previous[:, t], draws))
-    latents = torch.stack(states, 1)
-    metrics, pictures = {}, {}
+    latents: TensorDict = torch.stack(states, 1)
+    metrics: dict[str, Tensor] = {}
+    pictures: dict[str, dict[str, Tensor]] = {}
     for key, output in agent.decoder(latents["deter"], latents["stoch"]).items():
-        truth = data["obs", key]
+        truth: Tensor = data["obs", key]
         metrics[f"openloop/{key}"] = output.loss(truth)[:, seen:].mean()
         if agent.spec.obs[key].image and isinstance(output, Squared):
             pictures[key] = {"truth": truth.float() / 255, "model": output.mean.clamp(0, 1)}

@@ -76,12 +76,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step(self, group: dict[str, Any], params: list[Tensor]) -> dict[str, Tensor]:
         cfg = self.cfg
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         norm = _global_norm(grads)
         if cfg.agc:
             grads = clip_adaptive(grads, params, cfg.agc)
         if group["clip"]:
-            grads = torch._foreach_mul(grads, (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0))
+            grads = list(torch._foreach_mul(grads, (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0)))
         steps, first, second = self._moments(params)
         update = self._laprop(grads, steps, first, second) if cfg.kind == "laprop" else self._adam(grads, steps, first, second)
         lr = learning_rate(cfg, group["lr"], group["updates"])
@@ -144,7 +144,9 @@ def _global_norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).norm()
 
 
-def make_groups(cfg: OptimConfig, model: Iterable[nn.Parameter], actor: Iterable[nn.Parameter], critic: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+def make_groups(
+    cfg: OptimConfig, model: Iterable[nn.Parameter], actor: Iterable[nn.Parameter], critic: Iterable[nn.Parameter]
+) -> list[dict[str, Any]]:
     """Parameter groups as the configuration wants them."""
     parts = {"model": list(model), "actor": list(actor), "critic": list(critic)}
     if cfg.groups == "single":

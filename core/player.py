@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .agent import Dreamer
 from .rng import Draws
 from .specs import Spec
 
-PlayerState = TensorDict
+PlayerState: TypeAlias = TensorDict
 """What an agent remembers between steps. None begins an episode."""
 
 
@@ -55,7 +55,7 @@ class Player:
         if mode not in ("sample", "mode"):
             raise ValueError(f"mode={mode!r}: choose sample or mode")
         bare = not isinstance(obs, Mapping)
-        named: Mapping[str, np.ndarray] = {self._only("obs"): np.asarray(obs)} if bare else obs  # type: ignore[dict-item]
+        named = obs if isinstance(obs, Mapping) else {self._only("obs"): np.asarray(obs)}
         arrays, single = self._batched(named)
         n = next(iter(arrays.values())).shape[0]
         first = np.full(n, state is None) if is_first is None else np.asarray(is_first, bool)
@@ -63,7 +63,11 @@ class Player:
         if state.batch_size[0] != n:
             raise ValueError(f"{n} observations came with a state of {state.batch_size[0]}")
         device = self.agent.updates.device
-        data = TensorDict({"obs": {k: torch.as_tensor(v, device=device) for k, v in arrays.items()}, "is_first": torch.as_tensor(first)}, [n], device=device)
+        data = TensorDict(
+            {"obs": {k: torch.as_tensor(v, device=device) for k, v in arrays.items()}, "is_first": torch.as_tensor(first)},
+            [n],
+            device=device,
+        )
         draws = Draws(self.seed, self.calls, device, modes={"action": 0.0} if mode == "mode" else None)
         self.calls += 1
         action, state = self.agent.policy(data, state, draws)
@@ -100,16 +104,19 @@ class Player:
         value = np.clip(value, -1, 1)
         if space.low is None or space.high is None:
             return value
-        low, high = (np.broadcast_to(np.asarray(b, np.float32).reshape(space.shape if np.ndim(b) else ()), space.shape) for b in (space.low, space.high))
+        low, high = (
+            np.broadcast_to(np.asarray(b, np.float32).reshape(space.shape if np.ndim(b) else ()), space.shape)
+            for b in (space.low, space.high)
+        )
         return (value + 1) / 2 * (high - low) + low
 
 
 def load(path: str | Path, *, device: str = "cpu", seed: int = 0) -> Player:
     """A trained agent, from a run directory (its newest good checkpoint) or from a checkpoint directory.
 
-        agent = polydream.load("runs/my-run")
-        action, state = agent.act(observation)            # an episode begins
-        action, state = agent.act(observation, state)     # and goes on
+    agent = polydream.load("runs/my-run")
+    action, state = agent.act(observation)            # an episode begins
+    action, state = agent.act(observation, state)     # and goes on
     """
     from .checkpoint import load_agent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from . import registry
@@ -43,8 +44,8 @@ def _units(cfg: C, units: int, depth: int) -> C:
 WIDTHS = {"size1m": 64, "size12m": 256, "size25m": 384, "size50m": 512, "size100m": 768, "size200m": 1024, "size400m": 1536}
 """Released sizes by hidden width. The names are nominal: size1m has 0.64 to 0.77 million parameters."""
 
-SIZES: dict[str, Callable[[Config], Config]] = {"laptop": laptop_size} | {
-    name: (lambda cfg, hidden=hidden: sized(cfg, hidden)) for name, hidden in WIDTHS.items()
+SIZES: Mapping[str, Callable[[Any], Any]] = {"laptop": laptop_size} | {
+    name: partial(sized, hidden=hidden) for name, hidden in WIDTHS.items()
 }
 
 
@@ -52,7 +53,9 @@ def smoke(cfg: RunConfig) -> RunConfig:
     """Seconds: does everything work? Nothing is learned."""
     tiny = replace(sized(cfg.agent, 16), rssm=replace(cfg.agent.rssm, deter=32, hidden=16, stoch=4, classes=4), dream=5)
     quiet = replace(cfg.eval, every=0, episodes=1)
-    return replace(cfg, size="laptop", agent=tiny, batch=4, length=16, ratio=8.0, steps=600, eval=quiet, log=replace(cfg.log, every=100, report=300))
+    return replace(
+        cfg, size="laptop", agent=tiny, batch=4, length=16, ratio=8.0, steps=600, eval=quiet, log=replace(cfg.log, every=100, report=300)
+    )
 
 
 def laptop(cfg: RunConfig) -> RunConfig:
@@ -65,7 +68,13 @@ def laptop(cfg: RunConfig) -> RunConfig:
 def demo(cfg: RunConfig) -> RunConfig:
     """What `make demo` runs: a few minutes on a real dm_control task."""
     run = laptop(cfg)
-    return replace(run, task="dmc/cartpole_balance", steps=20_000, eval=replace(run.eval, every=5_000, episodes=3), log=replace(run.log, every=250, report=10_000))
+    return replace(
+        run,
+        task="dmc/cartpole_balance",
+        steps=20_000,
+        eval=replace(run.eval, every=5_000, episodes=3),
+        log=replace(run.log, every=250, report=10_000),
+    )
 
 
 def reproduce(cfg: RunConfig) -> RunConfig:
@@ -102,7 +111,8 @@ def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = 
     overrides = dict(overrides or {})
     preset = chosen.get("preset") or ("none" if "size" in chosen else "laptop")
     cls = _variant(chosen.get("variant", "base"))
-    cfg = RunConfig(agent=cls.Config(), **{k: chosen[k] for k in ("variant", "task") if k in chosen})
+    cfg = RunConfig(agent=cls.Config())
+    cfg = replace(cfg, variant=chosen.get("variant", cfg.variant), task=chosen.get("task", cfg.task))
     profile = _pick(PROFILES, chosen.get("profile", "v3"), "profile")
     cfg = replace(cfg, agent=profile(cfg.agent), profile=chosen.get("profile", "v3"), preset=preset)
     if "size" in chosen:
@@ -141,4 +151,6 @@ def _guard(chosen: Mapping[str, str], overrides: Mapping[str, Any]) -> None:
     locked = [k for k in ("size", "profile") if k in chosen]
     locked += [k for k in overrides if not any(k == free or k.startswith(f"{free}.") for free in FREE)]
     if locked:
-        raise ConfigError(f"preset reproduce carries the published settings, so {locked[0]!r} cannot be changed beside it; free are {', '.join(FREE)}")
+        raise ConfigError(
+            f"preset reproduce carries the published settings, so {locked[0]!r} cannot be changed beside it; free are {', '.join(FREE)}"
+        )

@@ -24,7 +24,9 @@ def v1(cfg: C) -> C:
     rssm = replace(cfg.rssm, norm="layer")
     critic = replace(cfg.critic, head=replace(cfg.critic.head, dist="symlog_twohot", norm="layer"))
     policy = replace(cfg.actor.policy, norm="layer")
-    adam = replace(cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0)
+    adam = replace(
+        cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0
+    )
     return replace(
         cfg,
         dynamics="gru",
@@ -50,7 +52,9 @@ def seed(cfg: C) -> C:
     head = replace(cfg.critic.head, dist="symlog_mse", outscale=1.0)
     critic = replace(cfg.critic, head=head, target="slow", slow_weight=0.0, contdisc=False, retnorm=OFF)
     policy = replace(cfg.actor.policy, continuous="normal", unimix=0.0, outscale=1.0)
-    adam = replace(cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0)
+    adam = replace(
+        cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0
+    )
     return replace(
         cfg,
         dynamics="gru",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from . import maths
 from .nets import MLP, BlockLinear, Dense, Linear, norm
 from .rng import Draws
+
 
 @dataclass(frozen=True, kw_only=True)
 class RSSMConfig:
@@ -115,7 +116,7 @@ class RSSM(nn.Module):
         self.cfg = cfg
         self.latent_width = cfg.deter + cfg.stoch * cfg.classes
         groups = cfg.stoch * cfg.classes
-        self.cell = CELLS[cell](cfg, action)
+        self.cell: Any = CELLS[cell](cfg, action)
         inputs = tokens if cfg.absolute else cfg.deter + tokens
         self.post = MLP(inputs, cfg.hidden, cfg.post_layers, cfg.norm, cfg.act)
         self.post_out = Linear(self.post.width, groups)
@@ -162,7 +163,9 @@ class RSSM(nn.Module):
         deter, stoch, logits = (torch.cat(p, 1) if len(p) > 1 else p[0] for p in zip(*pieces, strict=True))
         groups = (self.cfg.stoch, self.cfg.classes)
         return TensorDict(
-            {"deter": deter, "stoch": stoch.unflatten(-1, groups), "logits": logits.unflatten(-1, groups)}, tokens.shape[:2], device=deter.device
+            {"deter": deter, "stoch": stoch.unflatten(-1, groups), "logits": logits.unflatten(-1, groups)},
+            tokens.shape[:2],
+            device=deter.device,
         )
 
     def _scan(

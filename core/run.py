@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .agent import Config as AgentConfig
+from .agent import AgentConfig
 from .replay import ReplayConfig
 
 

@@ -18,8 +18,8 @@ from tensordict import TensorDict
 from . import checkpoint, openloop, registry
 from .agent import Dreamer
 from .config import to_dict
-from .heldout import Heldout
 from .health import Health
+from .heldout import Heldout
 from .launch import Judge, choose_device, make_task, overview, provenance, run_directory, write_config
 from .log import Log
 from .player import Player
@@ -73,9 +73,16 @@ class Trainer:
         self.agent: Dreamer = registry.variant(cfg.variant)(self.spec, cfg.agent, cfg.seed).to(self.device)
         self.optimizer = self.agent.optimizer()
         self.replay = Replay(
-            self.agent.spec, self.agent.latent_spaces, cfg.replay, batch=cfg.batch, length=cfg.length, streams=cfg.env.count,
-            directory=self.dir, pin=self.device.type == "cuda", seed=cfg.seed,
-        )  # fmt: skip
+            self.agent.spec,
+            self.agent.latent_spaces,
+            cfg.replay,
+            batch=cfg.batch,
+            length=cfg.length,
+            streams=cfg.env.count,
+            directory=self.dir,
+            pin=self.device.type == "cuda",
+            seed=cfg.seed,
+        )
         self.ratio = TrainRatio(cfg.ratio / (cfg.batch * cfg.length))
         # On a processor the learner uses every core already; a GPU is fed while it works.
         self.batches = self.exits.enter_context(Prefetch(self.replay, self.device, enabled=self.device.type != "cpu"))
@@ -90,7 +97,12 @@ class Trainer:
         if resume:
             self._restore()
         self.log = Log(
-            self.dir, mlflow=cfg.log.mlflow, experiment=cfg.log.experiment, run_name=self.dir.name, params=to_dict(cfg), system=cfg.log.system
+            self.dir,
+            mlflow=cfg.log.mlflow,
+            experiment=cfg.log.experiment,
+            run_name=self.dir.name,
+            params=to_dict(cfg),
+            system=cfg.log.system,
         )
         if resume:
             self.log.rewind(self.step)
@@ -223,7 +235,9 @@ class Trainer:
                 self.log.artifact(result.video)
             self._warn(list(result.warnings))
             if self.progress:
-                self.progress.say(f"evaluation at {self.step:,} steps, {mode}: return {result.return_mean:.1f} over {self.cfg.eval.episodes} episodes")
+                self.progress.say(
+                    f"evaluation at {self.step:,} steps, {mode}: return {result.return_mean:.1f} over {self.cfg.eval.episodes} episodes"
+                )
         if final or self.step - self.count.reported >= self.cfg.log.report:
             self._report()
 

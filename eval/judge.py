@@ -27,7 +27,15 @@ class Judge:
     ) -> Evaluation:
         """Play `episodes` episodes on seeds that training never uses."""
         return evaluate(
-            player, make_task, episodes=episodes, seed=seed, mode=mode, video=video, max_steps=MAX_STEPS, parallel=self.parallel, fps=self.fps
+            player,
+            make_task,
+            episodes=episodes,
+            seed=seed,
+            mode=mode,
+            video=video,
+            max_steps=MAX_STEPS,
+            parallel=self.parallel,
+            fps=self.fps,
         )
 
     def baseline(self, make_task: Callable[[], Task], *, episodes: int, seed: int) -> dict[str, Any]:

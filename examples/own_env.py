@@ -15,7 +15,7 @@ import numpy as np
 class Thermostat(gym.Env[dict[str, Any], np.ndarray]):
     """Keep a room at a temperature that changes: heat or cool, with a sensor and the name of the season."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - Gymnasium declares it so
+    metadata = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(self) -> None:

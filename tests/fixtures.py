@@ -47,7 +47,9 @@ def batch(spec: Spec, rows: int = 3, steps: int = 7, cfg: Config | None = None, 
     }
     reward = torch.randn(lead, generator=generator)
     data = {"reward": reward, "is_first": first, "is_last": last, "is_terminal": last.clone(), "latent": latent}
-    return TensorDict({"obs": {k: values(s) for k, s in spec.obs.items()}, "action": {k: values(s) for k, s in spec.action.items()}, **data}, lead)
+    return TensorDict(
+        {"obs": {k: values(s) for k, s in spec.obs.items()}, "action": {k: values(s) for k, s in spec.action.items()}, **data}, lead
+    )
 
 
 def agent(spec: Spec = VECTOR, seed: int = 0, **changes: Any) -> Dreamer:

@@ -15,7 +15,6 @@ from polydream.core.normalizer import NormConfig
 from polydream.core.profiles import PROFILES
 from polydream.core.rng import Draws
 from polydream.core.specs import Spec
-
 from tests.fixtures import DISCRETE, IMAGE, VECTOR, agent, batch, tiny
 
 
@@ -195,8 +194,13 @@ ELSEWHERE = {
 }  # fmt: skip
 INACTIVE = ("actor.advnorm.", "critic.valnorm.", "cont.bins")
 BESIDE = {
-    "optim.lr_model": 1e-2, "optim.lr_actor": 1e-2, "optim.lr_critic": 1e-2, "optim.clip_model": 1e-3, "optim.clip_actor": 1e-5, "optim.clip_critic": 1e-4,
-}  # fmt: skip
+    "optim.lr_model": 1e-2,
+    "optim.lr_actor": 1e-2,
+    "optim.lr_critic": 1e-2,
+    "optim.clip_model": 1e-3,
+    "optim.clip_actor": 1e-5,
+    "optim.clip_critic": 1e-4,
+}
 
 
 def outcome(cfg: Config, spec: Spec) -> list[float]:
@@ -213,7 +217,9 @@ def base(**changes: Any) -> Config:
     cfg = tiny()
     head = replace(cfg.critic.head, outscale=1e-3)
     critic = replace(cfg.critic, head=head, retnorm=NormConfig(limit=1e-3))
-    return replace(cfg, reward=replace(cfg.reward, outscale=1e-3), critic=critic, optim=replace(cfg.optim, lr=1e-3, warmup=0, anneal=5), **changes)
+    return replace(
+        cfg, reward=replace(cfg.reward, outscale=1e-3), critic=critic, optim=replace(cfg.optim, lr=1e-3, warmup=0, anneal=5), **changes
+    )
 
 
 def test_every_knob_is_covered() -> None:

@@ -13,7 +13,6 @@ from polydream.core import checkpoint
 from polydream.core.presets import resolve
 from polydream.core.rng import Draws
 from polydream.core.specs import Space, Spec
-
 from tests.fixtures import VECTOR, agent, batch, tiny
 
 
@@ -50,8 +49,11 @@ def test_the_agent_is_rebuilt_from_the_checkpoint_alone(tmp_path: Path) -> None:
 def test_specs_come_back_with_the_order_of_their_keys() -> None:
     spec = Spec(
         obs={"z": Space(shape=(8, 8, 1), dtype="uint8"), "a": Space(shape=(2,), low=(-1.0, 0.0), high=2.0)},
-        action={"b": Space(dtype="int32", classes=3), "a": Space()}, hidden=frozenset({"a"}), repeat=4, limit=9,
-    )  # fmt: skip
+        action={"b": Space(dtype="int32", classes=3), "a": Space()},
+        hidden=frozenset({"a"}),
+        repeat=4,
+        limit=9,
+    )
     back = checkpoint.spec_from(checkpoint.spec_to(spec))
     assert back == spec and list(back.obs) == ["z", "a"]
 

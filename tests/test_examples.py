@@ -13,7 +13,6 @@ from examples.thrifty import Thrifty, ThriftyConfig
 from polydream.core.rng import Draws
 from polydream.core.specs import Space, Spec
 from polydream.core.train import train
-
 from tests.fixtures import tiny
 from tests.test_train import smoke
 
@@ -41,6 +40,8 @@ def test_effort_is_paid_on_arrival() -> None:
 
 
 def test_an_environment_of_ones_own_passes_the_check_and_trains(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, "-m", "polydream", "check-env", "examples.own_env:make"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, "-m", "polydream", "check-env", "examples.own_env:make"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     train(smoke(tmp_path, task="examples.own_env:make", steps=120))

@@ -7,7 +7,6 @@ import math
 import pytest
 
 from polydream.core.health import PATIENCE, Health
-
 from tests.fixtures import DISCRETE, VECTOR, tiny
 
 FINE = {"loss/dyn": 3.0, "loss/rep": 3.0, "adv_mag": 0.2, "ret_scale": 2.0, "grad_norm/actor": 0.1, "ent/action": 0.5, "opt/loss": 9.0}

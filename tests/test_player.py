@@ -8,7 +8,6 @@ import pytest
 from polydream.core.agent import Dreamer
 from polydream.core.player import Player
 from polydream.core.specs import Space, Spec
-
 from tests.fixtures import DISCRETE, VECTOR, agent, tiny
 
 

@@ -54,7 +54,10 @@ def test_later_choices_win() -> None:
     assert cfg.agent.dynamics == "gru" and cfg.agent.rssm.hidden == 256 and cfg.agent.rssm.deter == 640 and cfg.steps == 10_000
     assert resolve({}).preset == "laptop" and resolve({"size": "size1m"}).preset == "none"
     assert resolve({"profile": "seed", "preset": "none"}).agent.rssm.deter == 512
-    assert resolve({"preset": "demo"}).task.startswith("dmc/") and resolve({"preset": "demo", "task": "gym/CartPole-v1"}).task == "gym/CartPole-v1"
+    assert (
+        resolve({"preset": "demo"}).task.startswith("dmc/")
+        and resolve({"preset": "demo", "task": "gym/CartPole-v1"}).task == "gym/CartPole-v1"
+    )
 
 
 def test_every_name_resolves_and_round_trips() -> None:
@@ -69,7 +72,15 @@ def test_every_name_resolves_and_round_trips() -> None:
 
 def test_the_published_settings_cannot_be_weakened() -> None:
     cfg = resolve({"preset": "reproduce"}, {"seed": "3"})
-    assert (cfg.agent.rssm.deter, cfg.ratio, cfg.batch, cfg.length, cfg.env.repeat, cfg.seed, cfg.steps) == (2048, 512, 16, 64, 2, 3, 500_000)
+    assert (cfg.agent.rssm.deter, cfg.ratio, cfg.batch, cfg.length, cfg.env.repeat, cfg.seed, cfg.steps) == (
+        2048,
+        512,
+        16,
+        64,
+        2,
+        3,
+        500_000,
+    )
     assert resolve({"preset": "reproduce"}, {"env.obs": "pixels"}).steps == 1_000_000
     for locked in ({"ratio": "32"}, {"steps": "100"}, {"agent.optim.lr": "1"}, {"env.repeat": "4"}, {"replay.capacity": "10"}):
         with pytest.raises(ConfigError, match=next(iter(locked))):

@@ -21,7 +21,10 @@ from polydream.eval.judge import Judge
 
 def smoke(tmp_path: Path, **overrides: Any) -> RunConfig:
     values = {"dir": str(tmp_path / "run"), "log.mlflow": False, "eval.video": False, "steps": 200, "threads": 1, "eval.baseline": 2}
-    return resolve({"preset": "smoke", "task": overrides.pop("task", "gym/CartPole-v1")}, values | {k.replace("__", "."): v for k, v in overrides.items()})
+    return resolve(
+        {"preset": "smoke", "task": overrides.pop("task", "gym/CartPole-v1")},
+        values | {k.replace("__", "."): v for k, v in overrides.items()},
+    )
 
 
 def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
@@ -126,7 +129,10 @@ def test_random_first_decisions_are_uniform_and_known_to_the_agent(tmp_path: Pat
 
 @pytest.mark.parametrize("obs", ["pixels", "both"])
 def test_pixels_train_and_dream(tmp_path: Path, obs: str) -> None:
-    run = train(smoke(tmp_path, task="world/fourrooms", env__obs=obs, steps=100, env__size=64, agent__encoder__depth=2, agent__decoder__depth=2), Judge())
+    run = train(
+        smoke(tmp_path, task="world/fourrooms", env__obs=obs, steps=100, env__size=64, agent__encoder__depth=2, agent__decoder__depth=2),
+        Judge(),
+    )
     assert list((run / "videos").glob("openloop-*-image.mp4"))
     report = next(r for r in read_metrics(run) if r["kind"] == "report")
     assert report["openloop/image"] > 0 and "overfit" in report

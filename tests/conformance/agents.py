@@ -15,7 +15,6 @@ from polydream.core.heads import HeadConfig, PolicyConfig
 from polydream.core.optim import OptimConfig
 from polydream.core.rssm import RSSMConfig
 from polydream.core.specs import Spec
-
 from tests.conformance.golden import Case, mode_draws, near, near_grad, space
 from tests.conformance.weights import MODULES, layout, load, qualified
 
@@ -32,7 +31,9 @@ def config(meta: dict[str, Any]) -> Config:
     c = meta["agent_config"]
 
     def head(name: str, dist: str) -> HeadConfig:
-        return HeadConfig(dist=dist, layers=c[f"{name}.layers"], units=c[f"{name}.units"], bins=c.get(f"{name}.bins", 255), outscale=c[f"{name}.outscale"])  # type: ignore[arg-type]
+        return HeadConfig(
+            dist=dist, layers=c[f"{name}.layers"], units=c[f"{name}.units"], bins=c.get(f"{name}.bins", 255), outscale=c[f"{name}.outscale"]
+        )  # type: ignore[arg-type]
 
     def codec(name: str) -> CodecConfig:
         keys = ("depth", "kernel", "layers", "units", "outer")
@@ -40,22 +41,35 @@ def config(meta: dict[str, Any]) -> Config:
 
     r = {k.removeprefix("dyn.rssm."): v for k, v in c.items() if k.startswith("dyn.rssm.")}
     same = ("deter", "hidden", "stoch", "classes", "blocks", "unimix", "free_nats", "absolute")
-    rssm = RSSMConfig(
-        **{k: r[k] for k in same}, cell_layers=r["dynlayers"], prior_layers=r["imglayers"], post_layers=r["obslayers"]
-    )
+    rssm = RSSMConfig(**{k: r[k] for k in same}, cell_layers=r["dynlayers"], prior_layers=r["imglayers"], post_layers=r["obslayers"])
     policy = PolicyConfig(layers=c["policy.layers"], units=c["policy.units"], outscale=c["policy.outscale"], unimix=0.0)
     critic = CriticConfig(
-        head=head("value", "symexp_twohot"), horizon=c["horizon"], contdisc=c["contdisc"], lam=c["imag_loss.lam"],
-        slow_weight=c["imag_loss.slowreg"], slow_rate=c["slowvalue.rate"], slow_every=c["slowvalue.every"],
-    )  # fmt: skip
+        head=head("value", "symexp_twohot"),
+        horizon=c["horizon"],
+        contdisc=c["contdisc"],
+        lam=c["imag_loss.lam"],
+        slow_weight=c["imag_loss.slowreg"],
+        slow_rate=c["slowvalue.rate"],
+        slow_every=c["slowvalue.every"],
+    )
     s = {k.removeprefix("loss_scales."): v for k, v in c.items() if k.startswith("loss_scales.")}
     scales = Scales(rec=s["rec"], reward=s["rew"], cont=s["con"], **{k: s[k] for k in ("dyn", "rep", "policy", "value", "repval")})
     opt = {k: c[f"opt.{k}"] for k in ("lr", "agc", "eps", "beta1", "beta2", "warmup", "schedule", "anneal")}
     return Config(
-        dream=c["imag_length"], starts=c["imag_last"], reward_grad=c["reward_grad"], repval_grad=c["repval_grad"], encoder=codec("enc"),
-        decoder=codec("dec"), rssm=rssm, reward=head("rewhead", "symexp_twohot"), cont=head("conhead", "binary"),
-        actor=ActorConfig(policy=policy, entropy=c["imag_loss.actent"]), critic=critic, scales=scales, optim=OptimConfig(**opt, decay=c["opt.wd"]),
-    )  # fmt: skip
+        dream=c["imag_length"],
+        starts=c["imag_last"],
+        reward_grad=c["reward_grad"],
+        repval_grad=c["repval_grad"],
+        encoder=codec("enc"),
+        decoder=codec("dec"),
+        rssm=rssm,
+        reward=head("rewhead", "symexp_twohot"),
+        cont=head("conhead", "binary"),
+        actor=ActorConfig(policy=policy, entropy=c["imag_loss.actent"]),
+        critic=critic,
+        scales=scales,
+        optim=OptimConfig(**opt, decay=c["opt.wd"]),
+    )
 
 
 class Recorded:
@@ -107,7 +121,9 @@ def check_losses(case: Case) -> None:
     recorded = Recorded(case)
     agent = recorded.agent
     for name in ("first", "second"):
-        getattr(agent.main.objectives["extrinsic"].retnorm, name).copy_(case[f"norm_before/retnorm/{'lo' if name == 'first' else 'hi'}/value"])
+        getattr(agent.main.objectives["extrinsic"].retnorm, name).copy_(
+            case[f"norm_before/retnorm/{'lo' if name == 'first' else 'hi'}/value"]
+        )
     state, data, previous = recorded.cut(0, recorded.carry())
     near(state["deter"], case["ctx/carry_deter"], 1e-6, 1e-6, "context deter")
     near(state["stoch"], case["ctx/carry_stoch"], 1e-6, 1e-6, "context stoch")

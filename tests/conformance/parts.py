@@ -15,13 +15,12 @@ from polydream.core.behavior import ActorConfig, Behavior, CriticConfig, Objecti
 from polydream.core.codec import CodecConfig, Decoder, Encoder, flat
 from polydream.core.heads import Head, HeadConfig, Policy, PolicyConfig
 from polydream.core.nets import MLP, BlockLinear, Conv, LayerNorm, Linear, RMSNorm, activation
-from polydream.core.normalizer import NormConfig, Normalizer
-from polydream.core.optim import Optimizer, OptimConfig, clip_adaptive, learning_rate
+from polydream.core.normalizer import Normalizer, NormConfig
+from polydream.core.optim import OptimConfig, Optimizer, clip_adaptive, learning_rate
 from polydream.core.outputs import Categorical, Distribution, Normal, Squared, TwoHot
 from polydream.core.presets import SIZES
 from polydream.core.rssm import RSSM, RSSMConfig
 from polydream.core.specs import Space, Spec
-
 from tests.conformance.golden import Case, mode_draws, near, near_grad, space
 from tests.conformance.weights import layout, load, ours, qualified
 
@@ -107,7 +106,11 @@ def check_kl(case: Case, post: Tensor, prior: Tensor, unimix: float, free: float
 
 def check_normalize(case: Case) -> None:
     c = case.meta["config"]
-    norm = Normalizer(NormConfig(impl=c["impl"], rate=c["rate"], limit=c["limit"], low=c.get("perclo", 5.0), high=c.get("perchi", 95.0), debias=c["debias"]))
+    norm = Normalizer(
+        NormConfig(
+            impl=c["impl"], rate=c["rate"], limit=c["limit"], low=c.get("perclo", 5.0), high=c.get("perchi", 95.0), debias=c["debias"]
+        )
+    )
     offset, scale = norm.stats()
     near(offset, case["offset_before"], 1e-3, 1e-3, "offset before")
     near(scale, case["scale_before"], 1e-3, 1e-3, "scale before")
@@ -123,9 +126,13 @@ def check_normalize(case: Case) -> None:
 def check_layers(case: Case) -> None:
     m = case.meta
     layers: dict[str, nn.Module] = {
-        "linear": Linear(m["din"], m["dout"]), "linear_tuple": Linear(m["din"], 6), "blocklinear": BlockLinear(m["din"], m["dout"], m["blocks"]),
-        "rmsnorm": RMSNorm(m["din"]), "layernorm": LayerNorm(m["din"]), "mlp2": MLP(m["din"], m["dout"], 2),
-    }  # fmt: skip
+        "linear": Linear(m["din"], m["dout"]),
+        "linear_tuple": Linear(m["din"], 6),
+        "blocklinear": BlockLinear(m["din"], m["dout"], m["blocks"]),
+        "rmsnorm": RMSNorm(m["din"]),
+        "layernorm": LayerNorm(m["din"]),
+        "mlp2": MLP(m["din"], m["dout"], 2),
+    }
     for name, layer in layers.items():
         recorded = case.under(f"{name}/param/")
         names = {k: _layer_name(k) for k in recorded}
@@ -278,9 +285,11 @@ def _check_policy_head(case: Case, name: str, h: dict[str, Any], x: Tensor) -> N
     recorded = case.under(f"param/{name}/")
     spaces = {k: _event_space(case, f"event/{name}" if f"event/{name}" in case else f"event/{name}.{k}", kind) for k, kind in kinds.items()}
     cfg = PolicyConfig(
-        layers=h["layers"], units=h["units"], unimix=h.get("unimix", 0.0) if h["output"] == "onehot" else 0.0,
+        layers=h["layers"],
+        units=h["units"],
+        unimix=h.get("unimix", 0.0) if h["output"] == "onehot" else 0.0,
         continuous="normal" if h["output"] == "normal_logstd" else "bounded_normal",
-    )  # fmt: skip
+    )
     policy = Policy(x.shape[-1], spaces, cfg)
     if not isinstance(h["output"], dict):
         recorded = {k.replace("head/", "head/action/"): v for k, v in recorded.items()}
@@ -339,19 +348,30 @@ def _set_norms(norms: dict[str, Normalizer], state: dict[str, Tensor]) -> None:
 def check_imag_loss(case: Case) -> None:
     k = case.meta["kwargs"]
     cfg = CriticConfig(
-        target="slow" if k["slowtar"] else "online", slow_weight=k["slowreg"], lam=k["lam"], horizon=k["horizon"], contdisc=k["contdisc"],
-        retnorm=_norm_config(case.meta["retnorm"]), valnorm=_norm_config(case.meta["valnorm"]),
-    )  # fmt: skip
+        target="slow" if k["slowtar"] else "online",
+        slow_weight=k["slowreg"],
+        lam=k["lam"],
+        horizon=k["horizon"],
+        contdisc=k["contdisc"],
+        retnorm=_norm_config(case.meta["retnorm"]),
+        valnorm=_norm_config(case.meta["valnorm"]),
+    )
     raw = {k2: v.requires_grad_() for k2, v in case.under("policy/").items()}
     keys = sorted({k2.split("/")[0] for k2 in raw})
-    dists: dict[str, Distribution] = {
-        key: Categorical(raw[f"{key}/logits"]) if f"{key}/logits" in raw else Normal(raw[f"{key}/mean"], raw[f"{key}/std"]) for key in keys
+    spaces = {
+        key: Space(dtype="int32", classes=raw[f"{key}/logits"].shape[-1]) if f"{key}/logits" in raw else Space(shape=(2,)) for key in keys
     }
-    spaces = {key: Space(dtype="int32", classes=raw[f"{key}/logits"].shape[-1]) if f"{key}/logits" in raw else Space(shape=(2,)) for key in keys}
     objective = Objective(4, cfg)
     actor = ActorConfig(entropy=k["actent"], advnorm=_norm_config(case.meta["advnorm"]))
     behavior = Behavior(Policy(4, spaces, PolicyConfig()), {"extrinsic": objective}, actor)
-    cut = {key: (Categorical(raw[f"{key}/logits"][:, :-1]) if f"{key}/logits" in raw else Normal(raw[f"{key}/mean"][:, :-1], raw[f"{key}/std"][:, :-1])) for key in keys}
+    cut = {
+        key: (
+            Categorical(raw[f"{key}/logits"][:, :-1])
+            if f"{key}/logits" in raw
+            else Normal(raw[f"{key}/mean"][:, :-1], raw[f"{key}/std"][:, :-1])
+        )
+        for key in keys
+    }
     behavior.policy.forward = lambda features: cut  # type: ignore[method-assign, assignment]
     norms = {"retnorm": objective.retnorm, "valnorm": objective.valnorm, "advnorm": behavior.advnorm}
     _set_norms(norms, case.under("state_before/"))
@@ -377,7 +397,13 @@ def check_imag_loss(case: Case) -> None:
     after = {n.rsplit("/", 1)[0]: v for n, v in case.under("state_after/").items()}
     for key, value in after.items():
         name, part = key.split("/")[:2]
-        near(getattr(norms[name], {"lo": "first", "hi": "second", "mean": "first", "sqrs": "second", "corr": "total"}[part]), value, 5e-3, 5e-3, key)
+        near(
+            getattr(norms[name], {"lo": "first", "hi": "second", "mean": "first", "sqrs": "second", "corr": "total"}[part]),
+            value,
+            5e-3,
+            5e-3,
+            key,
+        )
 
 
 def check_repl_loss(case: Case) -> None:
@@ -429,7 +455,12 @@ def check_lr_schedule(case: Case) -> None:
 
 def check_init(case: Case) -> None:
     m = case.meta
-    spaces = {side: {k: space({"dtype": v[0], "shape": v[1], "classes": v[2] if len(v) > 2 else None, "discrete": False}) for k, v in m[side].items()} for side in ("obs", "act")}
+    spaces = {
+        side: {
+            k: space({"dtype": v[0], "shape": v[1], "classes": v[2] if len(v) > 2 else None, "discrete": False}) for k, v in m[side].items()
+        }
+        for side in ("obs", "act")
+    }
     agent = Dreamer(Spec(obs=spaces["obs"], action=spaces["act"]), SIZES[m["size"]](Config()))
     parameters = {k: p for k, p in agent.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in parameters.values()) == m["params_total"]
