@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from tensordict import TensorDict
@@ -45,7 +45,7 @@ class Config:
     starts: int = 0  # dreams start at the last so many replayed steps of each sequence; 0 means all
     reward_grad: bool = True  # the reward loss shapes the latents
     repval_grad: bool = True  # so does the critics' loss on replayed steps
-    augment: str = "none"  # "shift" moves images by a few pixels, per sequence
+    augment: Literal["none", "shift"] = "none"  # shift moves images by a few pixels, per sequence
     encoder: CodecConfig = field(default_factory=CodecConfig)
     decoder: CodecConfig = field(default_factory=CodecConfig)
     rssm: RSSMConfig = field(default_factory=RSSMConfig)
@@ -121,8 +121,6 @@ class Dreamer(nn.Module):
         """Seam: change a replayed batch (B, T) before anything is computed from it. The base may augment images."""
         if self.cfg.augment == "none":
             return batch
-        if self.cfg.augment != "shift":
-            raise ValueError(f"agent.augment={self.cfg.augment!r}: choose none or shift")
         images = [k for k, s in self.spec.visible.items() if s.image]
         return batch.copy().set("obs", codec.random_shift(batch["obs"], images, draws))
 
@@ -324,7 +322,7 @@ class Dreamer(nn.Module):
 
     @final
     def update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int = 1) -> tuple[dict[str, Tensor], TensorDict]:
-        """One training step on a replayed batch (B, K + T): metrics, and fresh latents (B, T) for the replay.
+        """One training step on a replayed batch (B, K + T): metrics, and fresh latents (B, T) with `priority` for the replay.
 
         A pure function of weights, batch and draws.
         """
@@ -339,7 +337,10 @@ class Dreamer(nn.Module):
         self.updates += 1
         for objective in self._objectives():
             objective.follow(int(self.updates))
-        return metrics, post.select("deter", "stoch").detach()
+        # What a prioritised replay goes by: how badly the world model explains each step.
+        scales = self.scales()
+        priority = sum((scales[k] * v.detach() for k, v in losses.items() if v.shape == data.batch_size), torch.zeros(()))
+        return metrics, post.select("deter", "stoch").detach().set("priority", priority)
 
     @final
     def optimizer(self) -> Optimizer:

@@ -42,7 +42,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
     work = root / f".{step:012d}-{uuid.uuid4().hex[:8]}"
     work.mkdir()
     plain, arrays = pack(state)
-    groups = {**tensors, "state": {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}}
+    groups = {**tensors, "state": {k: torch.from_numpy(np.require(v, requirements="C")) for k, v in arrays.items()}}
     for name, group in groups.items():
         save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, work / f"{name}.safetensors")
     (work / "state.json").write_text(json.dumps(plain, indent=1, allow_nan=True))

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from . import maths
-from .nets import MLP, BlockLinear, Conv, Linear, activation, norm
+from .nets import MLP, Activation, BlockLinear, Conv, Linear, Norm, activation, norm
 from .outputs import Categorical, Output, Squared
 from .rng import Draws
 from .specs import Space
@@ -34,8 +34,8 @@ class CodecConfig:
     layers: int = 3  # dense units for vectors
     units: int = 64  # width of each
     symlog: bool = True  # squash float observations and predict them squashed; False leaves them as they are
-    norm: str = "rms"  # rms, layer or none
-    act: str = "silu"  # activation
+    norm: Norm = "rms"  # of the layers
+    act: Activation = "silu"  # of the layers
 
 
 def split(obs: Mapping[str, Space]) -> tuple[dict[str, Space], dict[str, Space]]:

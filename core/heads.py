@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import maths
-from .nets import MLP, Linear
+from .nets import MLP, Activation, Linear, Norm
 from .outputs import Binary, Categorical, Distribution, Normal, Output, Squared, TwoHot
 from .specs import Space
 
@@ -24,8 +24,8 @@ class HeadConfig:
     units: int = 64  # width of each
     bins: int = 255  # of the two-hot kinds
     outscale: float = 1.0  # factor on the output layer's start weights; 0 predicts 0 at first
-    norm: str = "rms"  # rms, layer or none
-    act: str = "silu"  # activation
+    norm: Norm = "rms"  # of the layers
+    act: Activation = "silu"  # of the layers
 
 
 class Head(nn.Module):
@@ -63,8 +63,8 @@ class PolicyConfig:
     max_std: float = 1.0  # of bounded_normal
     unimix: float = 0.01  # share of uniform mixed into discrete actions; 0 is what the released code does in effect
     outscale: float = 0.01  # factor on the output layers' start weights
-    norm: str = "rms"  # rms, layer or none
-    act: str = "silu"  # activation
+    norm: Norm = "rms"  # of the layers
+    act: Activation = "silu"  # of the layers
 
 
 class Policy(nn.Module):

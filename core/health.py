@@ -26,9 +26,11 @@ class Symptom:
 
 def symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
     """What is watched, for one agent on one task."""
+    return [*_model_symptoms(cfg), *_actor_symptoms(cfg, spec)]
+
+
+def _model_symptoms(cfg: Config) -> list[Symptom]:
     free = cfg.rssm.free_nats * 1.001
-    floor = cfg.critic.retnorm.limit * 1.001
-    highest = sum(s.elements * math.log(s.classes) if s.classes else math.inf for s in spec.action.values())
     return [
         Symptom(
             "posterior collapse",
@@ -44,6 +46,26 @@ def symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
             "the largest reward of a batch is predicted with more than half its size as error: rare rewards are not learned yet. If this "
             "lasts, look at agent.reward.dist (symexp_twohot takes any scale) and at how often such rewards are in the replay",
         ),
+        Symptom(
+            "world model overfits",
+            ("overfit",),
+            lambda m: m["overfit"] > 0.5,
+            "steps never trained on are reconstructed more than half worse than replayed ones: lower the train ratio, take a smaller "
+            "model, collect more, or use agent.augment=shift for images",
+        ),
+        Symptom(
+            "not a number",
+            ("opt/loss",),
+            lambda m: not math.isfinite(m["opt/loss"]),
+            "the loss is not finite: look for huge observations and rewards (polydream check-env), then lower the learning rate",
+        ),
+    ]
+
+
+def _actor_symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
+    floor = cfg.critic.retnorm.limit * 1.001
+    highest = sum(s.elements * math.log(s.classes) if s.classes else math.inf for s in spec.action.values())
+    return [
         Symptom(
             "actor gets no gradient",
             ("grad_norm/actor",),
@@ -64,19 +86,6 @@ def symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
             lambda m: m["adv_mag"] < 1e-4 and m["ret_scale"] <= floor,
             "advantages are below 1e-4 and returns within the normaliser's floor: there is no reward to learn from yet, or it is tiny. "
             "Look at the episodes' returns, explore more, or lower agent.critic.retnorm.limit",
-        ),
-        Symptom(
-            "world model overfits",
-            ("overfit",),
-            lambda m: m["overfit"] > 0.5,
-            "steps never trained on are reconstructed more than half worse than replayed ones: lower the train ratio, take a smaller "
-            "model, collect more, or use agent.augment=shift for images",
-        ),
-        Symptom(
-            "not a number",
-            ("opt/loss",),
-            lambda m: not math.isfinite(m["opt/loss"]),
-            "the loss is not finite: look for huge observations and rewards (polydream check-env), then lower the learning rate",
         ),
     ]
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .rng import seed_for
+
+Norm = Literal["rms", "layer", "none"]
+Activation = Literal["silu", "relu", "elu", "mish", "tanh", "gelu", "none"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,

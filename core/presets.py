@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from . import registry
-from .agent import Config
+from .agent import Config, Dreamer
 from .config import ConfigError, from_dict, nearest, override
 from .profiles import PROFILES
 from .run import RunConfig
@@ -66,15 +66,11 @@ def laptop(cfg: RunConfig) -> RunConfig:
 
 
 def demo(cfg: RunConfig) -> RunConfig:
-    """What `make demo` runs: a few minutes on a real dm_control task."""
+    """What `make demo` runs: a few minutes on a real dm_control task, with longer decisions so that little is enough."""
     run = laptop(cfg)
-    return replace(
-        run,
-        task="dmc/cartpole_balance",
-        steps=20_000,
-        eval=replace(run.eval, every=5_000, episodes=3),
-        log=replace(run.log, every=250, report=10_000),
-    )
+    watched = replace(run.eval, every=12_000, episodes=4, baseline=4)
+    seldom = replace(run.log, every=1_000, report=100_000)
+    return replace(run, task="dmc/cartpole_swingup", steps=36_000, ratio=96.0, env=replace(run.env, repeat=4), eval=watched, log=seldom)
 
 
 def reproduce(cfg: RunConfig) -> RunConfig:
@@ -136,9 +132,12 @@ def restore(data: Mapping[str, Any]) -> RunConfig:
 
 def _variant(name: str) -> Any:
     try:
-        return registry.variant(name)
+        found = registry.variant(name)
     except KeyError as error:
         raise ConfigError(str(error.args[0])) from None
+    if not (isinstance(found, type) and issubclass(found, Dreamer)):
+        raise ConfigError(f"variant {name!r} is {found!r}, not a class that inherits from polydream.core.agent.Dreamer")
+    return found
 
 
 def _pick(table: Mapping[str, Any], name: str, kind: str) -> Any:

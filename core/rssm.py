@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import maths
-from .nets import MLP, BlockLinear, Dense, Linear, norm
+from .nets import MLP, Activation, BlockLinear, Dense, Linear, Norm, norm
 from .rng import Draws
 
 
@@ -31,8 +31,8 @@ class RSSMConfig:
     unimix: float = 0.01  # share of uniform mixed into prior and posterior
     free_nats: float = 1.0  # KL below this, summed over groups, costs nothing
     absolute: bool = False  # the posterior sees only the tokens, not the deterministic state
-    norm: str = "rms"  # rms, layer or none
-    act: str = "silu"  # activation
+    norm: Norm = "rms"  # of the layers
+    act: Activation = "silu"  # of the layers
     checkpoint: int = 0  # recompute the scan in pieces of this many steps when differentiating; 0 keeps everything
 
 

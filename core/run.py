@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .agent import AgentConfig
+from .config import ConfigError
 from .replay import ReplayConfig
 
 
@@ -72,3 +73,11 @@ class RunConfig:
     env: EnvConfig = field(default_factory=EnvConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        lowest = {"steps": 1, "batch": 1, "length": 2, "ratio": 0, "warmup": 0, "random": 0, "threads": 0, "save_every": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.env.count < 1:
+            raise ConfigError(f"env.count must be at least 1, got {self.env.count}")

@@ -137,7 +137,10 @@ class Trainer:
         batch = self.batches.next()
         draws = Draws(self.cfg.seed, self.count.updates, self.device)
         metrics, latents = self.agent.update(batch, self.optimizer, draws, self.cfg.replay.context)
-        self.replay.write(batch["stepid"][:, self.cfg.replay.context :], self._stored(latents))
+        trained = batch["stepid"][:, self.cfg.replay.context :]
+        self.replay.write(trained, self._stored(latents))
+        if self.cfg.replay.sampler == "priority":
+            self.replay.prioritise(trained, latents["priority"])
         self.count.updates += 1
         self.metrics.append(metrics)
 

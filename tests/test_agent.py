@@ -251,8 +251,6 @@ def test_image_shift_moves_whole_sequences() -> None:
     assert all(len(set(row)) == 1 for row in moves), "one shift for a whole sequence"
     assert len({row[0] for row in moves}) > 1 and all(abs(row[0]) <= 4 for row in moves)
     assert bool((data["obs", "image"][:, :, 32] == 32).all()), "the batch itself is left alone"
-    with pytest.raises(ValueError, match="none or shift"):
-        agent(IMAGE, augment="flip").prepare(data, Draws(0))
 
 
 def test_hidden_observations_never_reach_the_model() -> None:

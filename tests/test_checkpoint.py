@@ -59,10 +59,16 @@ def test_specs_come_back_with_the_order_of_their_keys() -> None:
 
 
 def test_trees_of_plain_values_and_arrays_come_back() -> None:
-    tree = {"a": [1, 2.5, None, {"b": np.arange(3)}], "c": "text", "d": True, "e": np.float32(2)}
+    tree = {"a": [1, 2.5, None, {"b": np.arange(3)}], "c": "text", "d": True, "e": np.float32(2), "f": np.array(7)}
     plain, arrays = checkpoint.pack(tree)
     back = checkpoint.unpack(plain, arrays)
-    assert back["a"][:3] == [1, 2.5, None] and back["a"][3]["b"].tolist() == [0, 1, 2] and back["c"] == "text" and back["e"] == 2.0
+    assert (
+        back["a"][:3] == [1, 2.5, None]
+        and back["a"][3]["b"].tolist() == [0, 1, 2]
+        and back["c"] == "text"
+        and back["e"] == 2.0
+        and back["f"].shape == ()
+    )
     with pytest.raises(ValueError, match="'/x/0' is a set"):
         checkpoint.pack({"x": [{1}]})
 
@@ -91,8 +97,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
 
 def test_only_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
     for step in range(5):
-        checkpoint.save(tmp_path, step, {"agent": {"w": torch.zeros(1)}}, {"arrays": np.zeros(2)})
+        checkpoint.save(tmp_path, step, {"agent": {"w": torch.zeros(1)}}, {"arrays": np.zeros(2), "number": np.array(3)})
     assert [p.name for p in sorted(tmp_path.iterdir())] == [f"{s:012d}" for s in (3, 4)]
+    assert checkpoint.read(checkpoint.newest(tmp_path))[1]["number"].shape == (), "numbers as arrays keep their shape"
 
 
 def test_no_checkpoint_is_one_clear_error(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 
 import polydream
 from polydream.core import checkpoint
+from polydream.core.columns import PRIORITY
 from polydream.core.log import read_metrics
 from polydream.core.presets import resolve
 from polydream.core.run import RunConfig
@@ -110,6 +111,14 @@ def test_several_environments_in_processes_learn_the_same(tmp_path: Path) -> Non
             trainer.run()
             results.append(trainer.agent.state_dict())
     assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())
+
+
+def test_a_prioritised_replay_learns_how_badly_each_step_is_explained(tmp_path: Path) -> None:
+    cfg = smoke(tmp_path, steps=150, replay__sampler="priority")
+    with Trainer(cfg) as trainer:
+        trainer.run()
+        known = trainer.replay.segments.arrays[PRIORITY][: trainer.replay.steps]
+        assert len(np.unique(known)) > 20, "every trained step has a priority of its own"
 
 
 def test_random_first_decisions_are_uniform_and_known_to_the_agent(tmp_path: Path) -> None:

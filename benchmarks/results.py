@@ -1,0 +1,66 @@
+"""Keep what a finished run showed: `python -m benchmarks.results RUN [RUN ...] [--out docs/results]`.
+
+For each run directory: its episodes and evaluations as a small file `<name>.jsonl`, the learning curve as `<name>.png`, and a row
+for the table in docs/results.md, printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polydream.core.log import read_metrics
+from polydream.eval.curves import window_mean
+from polydream.eval.report import curve_png
+
+KEPT = ("run", "episode", "eval", "health")
+HEAD = "| run | budget | seed | size, batch, ratio | training return, window | final evaluation | random play |"
+
+
+def keep(run: Path, out: Path) -> str:
+    """Write the small files of one run and return its row of the table."""
+    rows = read_metrics(run)
+    cfg = yaml.safe_load((run / "config.yaml").read_text())
+    name = run.name
+    kept = [{k: v for k, v in row.items() if k != "time"} for row in rows if row["kind"] in KEPT]
+    (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    curve_png(run, out / f"{name}.png")
+    return f"| [{name}](results/{name}.png) | {row(cfg, rows)} |"
+
+
+def row(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What the table says of a run, beside its name."""
+    step = max(r["step"] for r in rows)
+    window = window_mean(rows)
+    finals = {r["mode"]: r for r in rows if r["kind"] == "eval" and r["mode"] != "random"}
+    evaluation = ", ".join(f"{r['return_mean']:.0f} ({mode}, {len(r['returns'])} episodes)" for mode, r in finals.items())
+    random = next((f"{r['return_mean']:.0f}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"), "not played")
+    cells = [
+        f"{step:,} steps",
+        str(cfg["seed"]),
+        f"{cfg['size']} {cfg['profile']}, {cfg['batch']} x {cfg['length']}, {cfg['ratio']:g}",
+        f"{window.mean:.0f}, ({window.start:,}, {window.end:,}], {window.count} episodes",
+        evaluation or "none",
+        random,
+    ]
+    return " | ".join(cells)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    print(HEAD, "|---|---|---|---|---|---|---|", sep="\n")
+    for run in given.runs:
+        print(keep(run, given.out))
+
+
+if __name__ == "__main__":
+    main()
