@@ -141,11 +141,7 @@ def evaluate(
     video: where the first episode is filmed, `fps` frames per second, one frame per decision. A failure to render costs the
     video and one warning. Raises ValueError where a number is below 1 or the mode is unknown.
     """
-    for name, value in (("episodes", episodes), ("parallel", parallel), ("max_steps", 1 if max_steps is None else max_steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    if mode not in ("sample", "mode"):
-        raise ValueError(f"no evaluation mode {mode!r}; use 'sample' or 'mode'")
+    _check(mode, episodes=episodes, parallel=parallel, max_steps=1 if max_steps is None else max_steps)
     n = min(episodes, parallel)
     done: dict[int, _Episode] = {}
     camera = _Camera(video, fps)
@@ -174,6 +170,14 @@ def evaluate(
                     running[i] = _Episode(begun, task.reset(seed_for(seed, "eval", begun)))
                     begun += 1
     return _summary([done[k] for k in range(episodes)], mode, camera)
+
+
+def _check(mode: str, **numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+    if mode not in ("sample", "mode"):
+        raise ValueError(f"no evaluation mode {mode!r}; use 'sample' or 'mode'")
 
 
 def _stack(tasks: list[Task], running: list[_Episode]) -> dict[str, np.ndarray]:

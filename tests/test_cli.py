@@ -117,7 +117,7 @@ def test_order_of_application(capsys: pytest.CaptureFixture[str]) -> None:
     assert sized["agent"]["rssm"]["hidden"] == 256  # type: ignore[index]
     assert (sized["seed"], sized["steps"], sized["eval"]["modes"]) == (7, 1000, ["mode"])  # type: ignore[index]
     demo = shown(capsys, "--preset", "demo")
-    assert (demo["preset"], demo["task"]) == ("demo", "dmc/cartpole_balance")
+    assert (demo["preset"], demo["task"]) == ("demo", "dmc/cartpole_swingup")
     assert shown(capsys, "--preset", "demo", "--task", "world/chain")["task"] == "world/chain"  # the typed word wins
     assert shown(capsys, "--task", "")["task"] == shown(capsys)["task"]  # a launcher's empty default chooses nothing
     assert shown(capsys, "--env.processes")["env"]["processes"] is True  # type: ignore[index]
