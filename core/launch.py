@@ -16,7 +16,7 @@ import torch
 
 from . import registry
 from .agent import Dreamer
-from .config import to_dict
+from .config import ConfigError, to_dict
 from .player import Player
 from .replay import Replay
 from .run import RunConfig
@@ -61,7 +61,19 @@ def choose_device(name: str) -> torch.device:
 def make_task(cfg: RunConfig) -> Task:
     """One environment of a run."""
     env = cfg.env
-    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera)
+    options = dict(_option(text) for text in env.options)
+    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera, **options)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A task option given as name=value."""
+    name, equals, value = text.partition("=")
+    if not (equals and name.isidentifier()):
+        raise ConfigError(f"env.options wants name=value, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def overview(cfg: RunConfig, agent: Dreamer, device: torch.device, directory: Path) -> dict[str, object]:

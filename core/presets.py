@@ -68,9 +68,9 @@ def laptop(cfg: RunConfig) -> RunConfig:
 def demo(cfg: RunConfig) -> RunConfig:
     """What `make demo` runs: a few minutes on a real dm_control task, with longer decisions so that little is enough."""
     run = laptop(cfg)
-    watched = replace(run.eval, every=12_000, episodes=4, baseline=4)
+    watched = replace(run.eval, every=14_000, episodes=4, baseline=4)
     seldom = replace(run.log, every=1_000, report=100_000)
-    return replace(run, task="dmc/cartpole_swingup", steps=36_000, ratio=96.0, env=replace(run.env, repeat=4), eval=watched, log=seldom)
+    return replace(run, task="dmc/cartpole_swingup", steps=28_000, ratio=64.0, env=replace(run.env, repeat=4), eval=watched, log=seldom)
 
 
 def reproduce(cfg: RunConfig) -> RunConfig:

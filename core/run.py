@@ -20,6 +20,7 @@ class EnvConfig:
     obs: Literal["vector", "pixels", "both"] = "vector"
     size: int = 64  # pixels are size x size x 3
     camera: int = -1  # dm_control camera, -1 for the task's usual one
+    options: tuple[str, ...] = ()  # further options of the task as name=value: goal=3,limit=100; values as in JSON, else text
     timeout: float = 120.0  # seconds a worker process may take for one step before the run stops with an error
 
 

@@ -13,6 +13,8 @@ import torch
 import polydream
 from polydream.core import checkpoint
 from polydream.core.columns import PRIORITY
+from polydream.core.config import ConfigError
+from polydream.core.launch import make_task
 from polydream.core.log import read_metrics
 from polydream.core.presets import resolve
 from polydream.core.run import RunConfig
@@ -134,6 +136,17 @@ def test_random_first_decisions_are_uniform_and_known_to_the_agent(tmp_path: Pat
     arms = trainer.spec.action["action"].classes or 1
     free = chosen[::2]  # every other row ends an episode and has no action
     assert len(set(free)) == arms and max(np.bincount(free)) < 2.5 * len(free) / arms
+
+
+def test_task_options_reach_the_task() -> None:
+    fixed = resolve({"task": "world/fourrooms"}, {"env.options": "goal=5,limit=7"})
+    task = make_task(fixed)
+    goals = {tuple(task.reset(seed)["obs"]["goal_x"]) + tuple(task.reset(seed)["obs"]["goal_y"]) for seed in range(8)}
+    assert len(goals) == 1 and task.spec.limit == 7
+    with pytest.raises(ConfigError, match="name=value"):
+        make_task(resolve({"task": "world/fourrooms"}, {"env.options": "goal"}))
+    with pytest.raises(TypeError, match="goal"):
+        make_task(resolve({"task": "world/fourrooms"}, {"env.options": "gaol=5"}))
 
 
 @pytest.mark.parametrize("obs", ["pixels", "both"])
