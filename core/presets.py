@@ -66,11 +66,15 @@ def laptop(cfg: RunConfig) -> RunConfig:
 
 
 def demo(cfg: RunConfig) -> RunConfig:
-    """What `make demo` runs: a few minutes on a real dm_control task, with longer decisions so that little is enough."""
+    """What `make demo` runs: a few minutes on a real dm_control task.
+
+    Longer decisions, shorter sequences and fewer dreams than preset laptop: more updates in the same time, which is what a run of
+    minutes lacks most.
+    """
     run = laptop(cfg)
-    watched = replace(run.eval, every=14_000, episodes=4, baseline=4)
-    seldom = replace(run.log, every=1_000, report=100_000)
-    return replace(run, task="dmc/cartpole_swingup", steps=28_000, ratio=64.0, env=replace(run.env, repeat=4), eval=watched, log=seldom)
+    run = replace(run, agent=replace(run.agent, starts=4), batch=32, length=16, ratio=160.0, env=replace(run.env, repeat=4))
+    watched = replace(run.eval, every=14_000, episodes=4, baseline=10)
+    return replace(run, task="dmc/cartpole_swingup", steps=28_000, eval=watched, log=replace(run.log, every=1_000, report=100_000))
 
 
 def reproduce(cfg: RunConfig) -> RunConfig:
