@@ -47,7 +47,7 @@ def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
 
 
 def test_rows_are_stored_with_the_action_chosen_after_seeing_them(tmp_path: Path) -> None:
-    """In `world/reach` the observation tells the effect of the last action, so replayed rows can be checked against the rules."""
+    """Episodes of one step: a row to act on, then a row that only ends."""
     cfg = smoke(tmp_path, task="world/bandit", steps=40)
     with Trainer(cfg) as trainer:
         for _ in range(100):
