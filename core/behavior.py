@@ -90,6 +90,11 @@ class Objective(nn.Module):
             slow, online = ([p.detach() for p in net.parameters()] for net in (self.slow, self.critic))
             torch._foreach_lerp_(slow, online, self.cfg.slow_rate)
 
+    @property
+    def bootstrap(self) -> Head:
+        """The critic whose values continue the returns."""
+        return self.slow if self.cfg.target == "slow" else self.critic
+
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
         """Lambda-returns (N, H) of a dream and the values (N, H + 1) that bootstrap them and serve as baseline."""
         target = slow if self.cfg.target == "slow" else value
@@ -106,14 +111,17 @@ class Objective(nn.Module):
     ) -> Judgement:
         """Value loss, returns and advantages of dreams (N, H + 1).
 
-        through: values (N, H + 1) with a gradient into the dreamed states, where the actor learns through the dynamics.
+        through: values (N, H + 1) of the bootstrapping critic with a gradient into the dreamed states, where the actor learns
+            through the dynamics.
         """
         offset, scale = self.valnorm.stats()
         own = value.pred() * scale + offset
         slow_raw = slow.pred().detach()
         slow_pred = slow_raw * scale + offset
-        live = own.detach() if through is None else through * scale + offset
-        ret, base = self.returns(reward, cont, live, slow_pred)
+        if through is None:
+            ret, base = self.returns(reward, cont, own.detach(), slow_pred)
+        else:
+            ret, base = self.returns(reward, cont, *[through * scale + offset] * 2)
         low, spread = self.retnorm(ret, update)
         advantage = (ret - base[:, :-1]) / spread
         offset, scale = self.valnorm(ret, update)
@@ -220,7 +228,7 @@ def actor_critic(
         through = None
         if behavior.through_dynamics:
             with frozen(objective):
-                through = objective.critic(features).pred()
+                through = objective.bootstrap(features).pred()
         judged = objective.judge(objective.critic(still), objective.slow(still), rewards[name], cont, update, through)
         weight = objective.weights(cont)
         losses[label("value", name)] = weight[:, :-1] * judged.loss

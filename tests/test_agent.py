@@ -158,6 +158,21 @@ def test_gradient_through_the_dynamics_moves_only_the_policy() -> None:
     assert all(p.requires_grad for p in dreamer.nets.parameters()), "frozen only while dreaming"
 
 
+@pytest.mark.parametrize("target", ["online", "slow"])
+def test_gradient_through_the_dynamics_passes_through_the_bootstrapping_critic(target: str) -> None:
+    critic = replace(tiny().critic, target=target, lam=0.0)
+    dreamer = Dreamer(VECTOR, replace(tiny(), actor=replace(tiny().actor, grad="dynamics", entropy=0.0), critic=critic))
+    # Rewards and endings that nothing can change: only values are left to learn from.
+    for head in (dreamer.reward.out, dreamer.cont.out):
+        torch.nn.init.zeros_(head.weight)
+    objective = dreamer.main.objectives["extrinsic"]
+    for net in (objective.critic, objective.slow):
+        torch.nn.init.zeros_(net.out.weight)
+    torch.nn.init.normal_(objective.bootstrap.out.weight)
+    losses(dreamer, batch(VECTOR))["policy"].mean().backward()
+    assert sum(float(p.grad.abs().sum()) for p in dreamer.main.policy.parameters() if p.grad is not None) > 0
+
+
 CHANGES: dict[str, Any] = {
     "dynamics": "gru", "dream": 3, "starts": 2, "reward_grad": False, "repval_grad": False,
     "encoder.depth": 4, "encoder.mults": (1, 2, 2, 4), "encoder.kernel": 3, "encoder.down": "stride", "encoder.outer": True,
