@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from .agent import Config
 from .normalizer import NormConfig
+from .optim import OptimConfig
 
 C = TypeVar("C", bound=Config)
 
@@ -19,14 +20,17 @@ def v3(cfg: C) -> C:
     return cfg
 
 
+def _three_adams(cfg: Config) -> OptimConfig:
+    return replace(
+        cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0
+    )
+
+
 def v1(cfg: C) -> C:
     """The 2023 paper: dense GRU and LayerNorm, symlog-spaced two-hot, three Adams, back through the dynamics for continuous actions."""
     rssm = replace(cfg.rssm, norm="layer")
     critic = replace(cfg.critic, head=replace(cfg.critic.head, dist="symlog_twohot", norm="layer"))
     policy = replace(cfg.actor.policy, norm="layer")
-    adam = replace(
-        cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0
-    )
     return replace(
         cfg,
         dynamics="gru",
@@ -38,7 +42,7 @@ def v1(cfg: C) -> C:
         actor=replace(cfg.actor, policy=policy, grad="auto"),
         critic=replace(critic, contdisc=False),
         scales=replace(cfg.scales, dyn=0.5, rep=0.1, repval=0.0),
-        optim=adam,
+        optim=_three_adams(cfg),
     )
 
 
@@ -52,9 +56,6 @@ def seed(cfg: C) -> C:
     head = replace(cfg.critic.head, dist="symlog_mse", outscale=1.0)
     critic = replace(cfg.critic, head=head, target="slow", slow_weight=0.0, contdisc=False, retnorm=OFF)
     policy = replace(cfg.actor.policy, continuous="normal", unimix=0.0, outscale=1.0)
-    adam = replace(
-        cfg.optim, kind="adam", groups="split", agc=0.0, clip_model=1000.0, clip_actor=100.0, clip_critic=100.0, eps=1e-8, warmup=0
-    )
     return replace(
         cfg,
         dynamics="gru",
@@ -63,7 +64,7 @@ def seed(cfg: C) -> C:
         actor=replace(cfg.actor, policy=policy, grad="dynamics", objective="symlog_return", entropy=0.0),
         critic=critic,
         scales=replace(cfg.scales, dyn=0.8, rep=0.2, repval=0.0),
-        optim=adam,
+        optim=_three_adams(cfg),
     )
 
 
