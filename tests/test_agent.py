@@ -121,7 +121,7 @@ def test_context_travels_and_is_renewed_where_an_episode_begins() -> None:
 
 
 def test_dream_rewards_belong_to_the_arriving_state() -> None:
-    """A world whose reward head reads one unit of deter: the return of a start must begin with the reward at index 1."""
+    """Hand-made rewards: the return of a start begins with the reward at index 1, and index 0 is never read."""
     dreamer = agent(critic=replace(tiny().critic, contdisc=False, horizon=10_000_000, lam=1.0))
     objective = dreamer.main.objectives["extrinsic"]
     reward = torch.tensor([[100.0, 1.0, 2.0, 3.0, 4.0]])
