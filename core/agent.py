@@ -11,11 +11,11 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from . import codec, openloop
-from .behavior import ActorConfig, Behavior, CriticConfig, Objective, actor_critic, frozen, label
+from .behavior import ActorConfig, Behavior, CriticConfig, Objective, actor_critic, frozen, replay_value
 from .codec import CodecConfig, Decoder, Encoder
 from .heads import Head, HeadConfig, Policy
-from .nets import initialize
-from .optim import OptimConfig, Optimizer, make_groups
+from .nets import RMSNorm, initialize
+from .optim import OptimConfig, Optimizer, grad_norm, make_groups
 from .outputs import Output
 from .rng import Draws
 from .rssm import RSSM, Cell, RSSMConfig
@@ -80,6 +80,7 @@ class Dreamer(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.spec = self.spaces(spec)
+        self.precision = torch.float32
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.nets = nn.ModuleDict(self.build())
         self.behaviors = nn.ModuleDict(self.build_behaviors())
@@ -224,7 +225,7 @@ class Dreamer(nn.Module):
             reward            r_1               r_H     r_t is for arriving at s_t; entry 0 is never read
         """
         states = []
-        state = start
+        state = start.copy().update({k: start[k].to(self.precision) for k in ("deter", "stoch")})
         for t in range(self.cfg.dream + 1):
             state = self.act(state, draws)
             states.append(state)
@@ -259,56 +260,70 @@ class Dreamer(nn.Module):
 
         batch (B, T), state (B,) before it, previous action (B, T, A) in model form. update=False leaves normalisers alone.
         """
-        batch = self.prepare(batch, draws)
-        post = self.rssm.observe(self.encode(batch), previous, batch["is_first"], state, draws)
-        losses, entropies = self.rssm.kl(post)
-        losses |= self.model_losses(batch, post)
+        with self._autocast():
+            batch = self.prepare(batch, draws)
+            post = self.rssm.observe(self.encode(batch), previous, batch["is_first"], state, draws)
+            losses, entropies = self.rssm.kl(post)
+            losses |= self.model_losses(batch, post)
         post = post.update(self.context(batch, post, draws))
-        more, metrics = self._behave(batch, post, draws, update)
+        last = self.cfg.starts or post.batch_size[1]
+        tail = post[:, -last:]
+        dream, rewards = self._dream(tail, draws)
+        with self._autocast():
+            more, metrics = self._train(dream, rewards, batch[:, -last:], tail, update)
         metrics |= {k: v.mean() for k, v in entropies.items()}
         return losses | more, post, metrics
 
-    def _behave(self, batch: TensorDict, post: TensorDict, draws: Draws, update: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Dream from the posterior states and train every behavior on the dreams and on the replayed steps."""
-        last = self.cfg.starts or post.batch_size[1]
-        tail, steps = post[:, -last:], batch[:, -last:]
-        start = tail.exclude("logits").detach().reshape(-1)
-        behaviors: dict[str, Behavior] = dict(self.behaviors.items())  # type: ignore[arg-type]
-        differentiable = any(b.through_dynamics for b in behaviors.values())
+    def _dream(self, post: TensorDict, draws: Draws) -> tuple[TensorDict, dict[str, Tensor]]:
+        """Dreams (N, H + 1) from posterior states (B, T), and their rewards by objective."""
+        start = post.exclude("logits").detach().reshape(-1)
+        behaviors: list[Behavior] = list(self.behaviors.values())  # type: ignore[arg-type]
+        differentiable = any(b.through_dynamics for b in behaviors)
         # With the score-function gradient nothing of the dream needs a graph; through the dynamics only actions carry one.
         scope: AbstractContextManager[None] = frozen(*self.nets.values()) if differentiable else torch.no_grad()
-        with scope:
+        # A region of its own: an autocast keeps its casts of the weights, and those made without a graph must not reach what follows.
+        with scope, self._autocast():
             dream = self.imagine(start, draws)
-            rewards = self.rewards(dream)
+            return dream, self.rewards(dream)
+
+    def _train(
+        self, dream: TensorDict, rewards: dict[str, Tensor], batch: TensorDict, post: TensorDict, update: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and metrics of every behavior, on dreams (N, H + 1) and on the replayed steps (B, T) they started from."""
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        behaviors: dict[str, Behavior] = dict(self.behaviors.items())  # type: ignore[arg-type]
         for name, behavior in behaviors.items():
             own = {k: rewards[k] for k in behavior.terms()}
             terms, returns, extra = actor_critic(behavior, self.view(dream), dream["action"], own, dream["cont"], update)
             if self.scales().get("repval"):
-                terms |= self._replay_value(behavior, steps, tail, returns, update)
+                seen = self.view(post) if self.cfg.repval_grad else self.view(post).detach()
+                terms |= replay_value(behavior, seen, batch, returns, update)
             prefix = "" if name == "main" else f"{name}/"
             losses |= {prefix + k: v for k, v in terms.items()}
             metrics |= {prefix + k: v for k, v in extra.items()}
         return losses, metrics
 
-    def _replay_value(
-        self, behavior: Behavior, batch: TensorDict, post: TensorDict, returns: dict[str, Tensor], update: bool
-    ) -> dict[str, Tensor]:
-        """Losses (B, T - 1) of the critics whose reward the replay knows."""
-        losses = {}
-        features = self.view(post)
-        if not self.cfg.repval_grad:
-            features = features.detach()
-        for name, objective in behavior.terms().items():
-            if objective.replay is not None:
-                value, slow = objective.critic(features), objective.slow(features.detach())
-                boot = returns[name][:, 0].reshape(batch.batch_size)
-                reward = objective.replay(batch)
-                losses[label("repval", name)], _ = objective.judge_replay(
-                    value, slow, reward, boot, batch["is_last"], batch["is_terminal"], update
-                )
-        return losses
+    @final
+    def accelerate(self, precision: Literal["float32", "bfloat16"] = "float32", compile: Literal["none", "steps"] = "none") -> None:
+        """Choose the type of matrix products in `update`, and whether its steps and norms are compiled.
+
+        Weights, norms, distributions and losses stay float32, and so does acting.
+        """
+        self.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        compiled = compile == "steps"
+        if compiled:
+            # One code path serves layers of many widths; the default allows eight.
+            torch._dynamo.config.recompile_limit = 256
+        for module in self.modules():
+            if isinstance(module, RSSM):
+                module.accelerate(self.precision, compiled)
+            elif isinstance(module, RMSNorm):
+                module.compiled = compiled
+
+    def _autocast(self) -> torch.autocast:
+        """Products in the chosen type."""
+        return torch.autocast(self.updates.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16)
 
     @final
     def total(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -331,7 +346,7 @@ class Dreamer(nn.Module):
         loss, means = self.total(losses)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        metrics["grad_norm/actor"] = _grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
+        metrics["grad_norm/actor"] = grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
         metrics |= means | optimizer.step()
         metrics["opt/loss"] = loss.detach()
         self.updates += 1
@@ -382,8 +397,3 @@ class Dreamer(nn.Module):
     def _joined(self, action: TensorDict) -> Tensor:
         """Actions by key in model form -> (*, A), keys sorted."""
         return torch.cat([action[k] for k in sorted(self.spec.action)], -1)
-
-
-def _grad_norm(modules: list[nn.Module]) -> Tensor:
-    grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
-    return torch.stack(torch._foreach_norm(grads)).norm() if grads else torch.zeros(())

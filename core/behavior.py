@@ -240,6 +240,24 @@ def actor_critic(
     return losses, {k: v.detach() for k, v in returns.items()}, metrics | extra
 
 
+def replay_value(
+    behavior: Behavior, features: Tensor, batch: TensorDict, returns: Mapping[str, Tensor], update: bool = True
+) -> dict[str, Tensor]:
+    """Losses (B, T - 1) of the critics whose reward the replay knows, by name.
+
+    features (B, T, F) of the replayed states, returns (B * T, H) of the dreams that start there.
+    """
+    losses = {}
+    for name, objective in behavior.terms().items():
+        if objective.replay is not None:
+            value, slow = objective.critic(features), objective.slow(features.detach())
+            boot = returns[name][:, 0].reshape(batch.batch_size)
+            last, terminal = batch["is_last"], batch["is_terminal"]
+            loss, _ = objective.judge_replay(value, slow, objective.replay(batch), boot, last, terminal, update)
+            losses[label("repval", name)] = loss
+    return losses
+
+
 def label(term: str, objective: str) -> str:
     """Name of a term of an objective: `value/novelty`; the environment's own reward goes without."""
     return term if objective == "extrinsic" else f"{term}/{objective}"

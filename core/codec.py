@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +13,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from . import maths
-from .nets import MLP, Activation, BlockLinear, Conv, Linear, Norm, activation, norm
+from .fused import max_pool
+from .nets import ACTIVATIONS, MLP, Activation, BlockLinear, Conv, Linear, Norm, RMSNorm, activation, norm
 from .outputs import Categorical, Output, Squared
 from .rng import Draws
 from .specs import Space
@@ -154,8 +155,8 @@ class Encoder(nn.Module):
         for i, (conv, scale) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = conv(x)
             if self.cfg.down == "pool" and not (self.cfg.outer and i == 0):
-                x = F.max_pool2d(x, 2)
-            x = self.act(scale(x))
+                x = max_pool(x)
+            x = _finish(scale, self.act, x)
         return x.permute(0, 2, 3, 1).reshape(*lead, -1)
 
 
@@ -219,14 +220,20 @@ class Decoder(nn.Module):
         lead = deter.shape[:-1]
         deter, stoch = deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1])
         height, width = self.grid
-        x = rearrange(self.spread(deter), "n (g h w c) -> n (g c) h w", g=BLOCKS, h=height, w=width)
+        # Channels last in memory, which is the layout convolutions and norms like best.
+        x = rearrange(self.spread(deter), "n (g h w c) -> n h w (g c)", g=BLOCKS, h=height, w=width)
         y = self.place(self.act(self.hidden(stoch)))
-        x = x + rearrange(y, "n (h w c) -> n c h w", h=height, w=width)
-        x = self.act(self.start(x))
+        x = (x + rearrange(y, "n (h w c) -> n h w c", h=height, w=width)).permute(0, 3, 1, 2)
+        x = _finish(self.start, self.act, x)
         for conv, scale in zip(self.convs, self.norms, strict=True):
-            x = self.act(scale(conv(x)))
+            x = _finish(scale, self.act, conv(x))
         x = torch.sigmoid(self.image(x))
         return x.permute(0, 2, 3, 1).reshape(*lead, *x.shape[-2:], x.shape[1])
+
+
+def _finish(scale: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Norm and activation of images (n, channels, height, width)."""
+    return scale.silu(x) if isinstance(scale, RMSNorm) and act is ACTIVATIONS["silu"] else act(scale(x))
 
 
 def _unit(image: Tensor) -> Tensor:

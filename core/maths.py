@@ -100,10 +100,13 @@ def sample_onehot(probs: Tensor, uniform: Tensor | None) -> Tensor:
     probs = probs.detach()
     if uniform is None:
         return torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
-    passed = (uniform.unsqueeze(-1) < probs[..., :-1].cumsum(-1)).to(probs.dtype)
+    below = probs.cumsum(-1)
     # The last class closes the interval: rounding may leave the total a little below a uniform number close to 1.
-    passed = torch.nn.functional.pad(passed, (0, 1), value=1.0)
-    return torch.diff(passed, dim=-1, prepend=torch.zeros_like(passed[..., :1]))
+    below[..., -1] = 2.0
+    passed = (uniform.unsqueeze(-1) < below).to(probs.dtype)
+    onehot = passed.clone()
+    onehot[..., 1:] -= passed[..., :-1]
+    return onehot
 
 
 def straight_through(onehot: Tensor, probs: Tensor) -> Tensor:

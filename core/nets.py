@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import EPS, normed_silu
 from .rng import seed_for
 
 Norm = Literal["rms", "layer", "none"]
@@ -169,17 +170,22 @@ def _zero_stuffed(x: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + 1e-4) * scale over the last axis, or over axis 1 of images. Computed in float32."""
 
-    eps = 1e-4
-
     def __init__(self, size: int, axis: int = -1) -> None:
         super().__init__()
-        self.axis = axis
+        self.axis, self.compiled = axis, False
         self.scale = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         scale = self.scale if self.axis == -1 else self.scale[:, None, None]
-        return (wide * torch.rsqrt(wide.square().mean(self.axis, keepdim=True) + self.eps) * scale).to(x.dtype)
+        return (wide * torch.rsqrt(wide.square().mean(self.axis, keepdim=True) + EPS) * scale).to(x.dtype)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """This norm and SiLU after it, in one."""
+        if self.axis == -1:
+            return normed_silu(x, self.scale, self.compiled)
+        # Channels are last in memory already, so nothing moves.
+        return normed_silu(x.movedim(1, -1), self.scale, self.compiled).movedim(-1, 1)
 
 
 class LayerNorm(nn.Module):
@@ -217,6 +223,17 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+class DenseWeights(NamedTuple):
+    """A dense unit as a function: matrix (inputs, outputs), bias and norm scale (outputs,)."""
+
+    matrix: Tensor
+    bias: Tensor
+    scale: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return normed_silu(torch.addmm(self.bias, x, self.matrix), self.scale)
+
+
 class Dense(nn.Module):
     """linear -> norm -> activation: the unit all perceptrons are made of. (*, inputs) -> (*, outputs)."""
 
@@ -225,9 +242,15 @@ class Dense(nn.Module):
         self.linear = Linear(inputs, outputs)
         self.norm = norm(norm_kind, outputs)
         self.act = activation(act)
+        self.fused = norm_kind == "rms" and act == "silu"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.finish(self.linear(x))
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> DenseWeights:
+        """The weights in a type, laid out for products from the left. The scale stays: norms are computed in float32."""
+        scale: Tensor = self.norm.scale  # type: ignore[assignment]
+        return DenseWeights(self.linear.weight.t().to(dtype), self.linear.bias.to(dtype), scale)
 
     def part(self, x: Tensor, start: int) -> Tensor:
         """This layer's linear contribution of the input columns from `start` on, without bias: hoists what a loop need not repeat."""
@@ -235,7 +258,7 @@ class Dense(nn.Module):
 
     def finish(self, x: Tensor) -> Tensor:
         """Norm and activation of a complete linear output."""
-        return self.act(self.norm(x))
+        return self.norm.silu(x) if self.fused else self.act(self.norm(x))  # type: ignore[operator]
 
 
 class MLP(nn.Sequential):

@@ -144,6 +144,12 @@ def _global_norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).norm()
 
 
+def grad_norm(modules: Iterable[nn.Module]) -> Tensor:
+    """Norm of all gradients of some modules together."""
+    grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
+    return _global_norm(grads) if grads else torch.zeros(())
+
+
 def make_groups(
     cfg: OptimConfig, model: Iterable[nn.Parameter], actor: Iterable[nn.Parameter], critic: Iterable[nn.Parameter]
 ) -> list[dict[str, Any]]:

@@ -3,104 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import maths
-from .nets import MLP, Activation, BlockLinear, Dense, Linear, Norm, norm
+from . import maths, scan
+from .cells import CELLS, Cell, CellWeights, RSSMConfig, cell_step
+from .nets import MLP, Dense, DenseWeights, Linear
 from .rng import Draws
 
-
-@dataclass(frozen=True, kw_only=True)
-class RSSMConfig:
-    """Recurrent state-space model (PlaNet, Hafner et al. 2019; block form of DreamerV3, 2024). Sizes set the first five."""
-
-    deter: int = 512  # D, width of the deterministic state
-    hidden: int = 64  # width of the layers around it
-    stoch: int = 32  # S, groups of the categorical latent
-    classes: int = 4  # C, classes per group
-    blocks: int = 8  # of the block_gru cell
-    cell_layers: int = 1  # block-linear layers before the gates of block_gru
-    prior_layers: int = 2  # dense units of the prior
-    post_layers: int = 1  # dense units of the posterior
-    unimix: float = 0.01  # share of uniform mixed into prior and posterior
-    free_nats: float = 1.0  # KL below this, summed over groups, costs nothing
-    absolute: bool = False  # the posterior sees only the tokens, not the deterministic state
-    norm: Norm = "rms"  # of the layers
-    act: Activation = "silu"  # of the layers
-    checkpoint: int = 0  # recompute the scan in pieces of this many steps when differentiating; 0 keeps everything
+__all__ = ["CELLS", "RSSM", "Cell", "RSSMConfig"]
 
 
-class BlockGRU(nn.Module):
-    """Gated recurrent cell of block-diagonal matrices, fed by three dense input layers.
+class PriorWeights(NamedTuple):
+    """The prior's dense units and its output, laid out for products from the left."""
 
-    Every block sees its own slice of the state and all of the embedded state, latent and action (dreamerv3, 2024).
-    """
-
-    def __init__(self, cfg: RSSMConfig, action: int) -> None:
-        super().__init__()
-        self.blocks = cfg.blocks
-        self.from_deter = Dense(cfg.deter, cfg.hidden, cfg.norm, cfg.act)
-        self.from_stoch = Dense(cfg.stoch * cfg.classes, cfg.hidden, cfg.norm, cfg.act)
-        self.from_action = Dense(action, cfg.hidden, cfg.norm, cfg.act)
-        if not cfg.cell_layers:
-            raise ValueError("rssm.cell_layers must be at least 1")
-        self.hidden, self.norms = nn.ModuleList(), nn.ModuleList()
-        width = cfg.deter + cfg.blocks * 3 * cfg.hidden
-        for _ in range(cfg.cell_layers):
-            self.hidden.append(BlockLinear(width, cfg.deter, cfg.blocks))
-            self.norms.append(norm(cfg.norm, cfg.deter))
-            width = cfg.deter
-        self.gates = BlockLinear(width, 3 * cfg.deter, cfg.blocks)
-        self.act = self.from_deter.act
-
-    def embed(self, action: Tensor) -> Tensor:
-        """What the cell reads of an action (*, A): (*, hidden). Independent of the state, so done once for a sequence."""
-        return self.from_action(action)
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """deter (n, D), stoch (n, S * C), embedded action (n, hidden) -> next deter (n, D)."""
-        rows = deter.shape[0]
-        shared = torch.cat([self.from_deter(deter), self.from_stoch(stoch), action], -1)
-        slices = deter.reshape(rows, self.blocks, -1)
-        x = deter
-        for i, (layer, scale) in enumerate(zip(self.hidden, self.norms, strict=True)):
-            x = self.act(scale(layer(x) if i else layer.joint(x, shared)))  # type: ignore[operator]
-        reset, candidate, update = self.gates(x).reshape(rows, self.blocks, 3, -1).unbind(2)
-        update = torch.sigmoid(update - 1)
-        candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return torch.lerp(slices, candidate, update).flatten(1)
+    hidden: tuple[DenseWeights, ...]
+    out: Tensor  # (h, Z)
+    out_bias: Tensor
 
 
-class GRU(nn.Module):
-    """Dense gated recurrent cell on an embedding of latent and action (DreamerV1 to the 2023 paper, with its update bias of -1)."""
-
-    def __init__(self, cfg: RSSMConfig, action: int) -> None:
-        super().__init__()
-        self.inputs = Linear(cfg.stoch * cfg.classes + action, cfg.hidden)
-        self.norm = norm(cfg.norm, cfg.hidden)
-        self.gates = Linear(cfg.hidden + cfg.deter, 3 * cfg.deter)
-        self.gate_norm = norm(cfg.norm, 3 * cfg.deter)
-        self.act = Dense(1, 1, cfg.norm, cfg.act).act
-
-    def embed(self, action: Tensor) -> Tensor:
-        """The cell reads the action as it is."""
-        return action
-
-    def forward(self, deter: Tensor, stoch: Tensor, action: Tensor) -> Tensor:
-        """deter (n, D), stoch (n, S * C), action (n, A) -> next deter (n, D)."""
-        x = self.act(self.norm(self.inputs(torch.cat([stoch, action], -1))))
-        reset, candidate, update = self.gate_norm(self.gates(torch.cat([x, deter], -1))).chunk(3, -1)
-        return torch.lerp(deter, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
+def prior_step(
+    cell: CellWeights,
+    prior: PriorWeights,
+    deter: Tensor,
+    stoch: Tensor,
+    action: Tensor,
+    noise: Tensor | None,
+    groups: tuple[int, int],
+    unimix: float,
+) -> tuple[Tensor, Tensor]:
+    """deter (n, D), stoch (n, Z), action (n, A) -> next deter (n, D) and stoch (n, S, C) drawn from the prior."""
+    deter = cell_step(cell, deter, stoch, cell.from_action(action))[0]
+    x = deter
+    for layer in prior.hidden:
+        x = layer(x)
+    probs = maths.mixed_probs(torch.addmm(prior.out_bias, x, prior.out).float().unflatten(-1, groups), unimix)
+    return deter, maths.straight_through(maths.sample_onehot(probs, noise), probs).to(deter.dtype)
 
 
-CELLS: dict[str, Callable[[RSSMConfig, int], nn.Module]] = {"block_gru": BlockGRU, "gru": GRU}
-Cell = Literal["block_gru", "gru"]
+@cache
+def _step(compiled: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(prior_step, dynamic=False, fullgraph=True) if compiled else prior_step
 
 
 class RSSM(nn.Module):
@@ -124,6 +72,44 @@ class RSSM(nn.Module):
         self.prior_out = Linear(self.prior.width, groups)
         if not cfg.post_layers:
             raise ValueError("rssm.post_layers must be at least 1")
+        # Plain parts have a faster form of the same formulas: as functions of weights that are laid out once, not at every step.
+        self.plain = self.cell.plain and cfg.post_layers == 1 and not cfg.absolute
+        self.compiled = False
+        self.scan_dtype = torch.float32
+        self._slots: list[tuple[nn.Module, str]] = []
+        self._laid_out: dict[torch.dtype, tuple[Any, tuple[CellWeights, PriorWeights, scan.PostWeights]]] = {}
+
+    def accelerate(self, precision: torch.dtype, compiled: bool) -> None:
+        """Choose how `observe` and `step` are computed. The dream runs in the type of the state it starts from."""
+        self.compiled = compiled
+        # Products of few rows and narrow layers gain nothing from a shorter type and lose the casts.
+        self.scan_dtype = precision if self.cfg.deter >= 1024 else torch.float32
+
+    def _weights(self, dtype: torch.dtype) -> tuple[CellWeights, PriorWeights, scan.PostWeights]:
+        """The weights as the plain forms want them. Laid out anew only after they changed, unless a graph must reach them."""
+        if not self._slots:
+            self._slots = [(m, name) for m in self.modules() for name in m._parameters]
+        now = [m._parameters[name] for m, name in self._slots]
+        fixed = not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in now))
+        # Tensors that stand in for parameters (torch.func) come and go: only parameters are remembered.
+        if not fixed or not all(isinstance(p, nn.Parameter) for p in now):
+            return self._lay_out(dtype)
+        version = [(p.data_ptr(), p._version) for p in now if p is not None]
+        kept = self._laid_out.get(dtype)
+        if kept is None or kept[0] != version:
+            with torch.no_grad():
+                kept = version, self._lay_out(dtype)
+            self._laid_out[dtype] = kept
+        return kept[1]
+
+    def _lay_out(self, dtype: torch.dtype) -> tuple[CellWeights, PriorWeights, scan.PostWeights]:
+        layers: list[Dense] = list(self.prior)  # type: ignore[arg-type]
+        out, bias = self.prior_out.weight.t().to(dtype), self.prior_out.bias.to(dtype)
+        prior = PriorWeights(tuple(layer.weights(dtype) for layer in layers), out, bias)
+        first: Dense = self.post[0]  # type: ignore[assignment]
+        unit, scale = first.linear.weight[:, : self.cfg.deter].t().to(dtype), first.norm.scale
+        post = scan.PostWeights(unit, scale, self.post_out.weight.t().to(dtype), self.post_out.bias.to(dtype))  # type: ignore[arg-type]
+        return self.cell.weights(dtype), prior, post
 
     def initial(self, n: int, device: torch.device | str | None = None) -> TensorDict:
         """The state before anything was seen: zeros, (n,)."""
@@ -132,9 +118,17 @@ class RSSM(nn.Module):
 
     def step(self, state: TensorDict, action: Tensor, draws: Draws) -> TensorDict:
         """One dreamed step: state (n,) and action (n, A) -> latents drawn from the prior (n,)."""
-        deter = self.cell(state["deter"], state["stoch"].flatten(1), self.cell.embed(_bounded(action)))
+        deter, stoch, action = state["deter"], state["stoch"].flatten(1), _bounded(action)
         noise = draws.uniform("prior", len(deter), self.cfg.stoch)
-        return TensorDict({"deter": deter, "stoch": self._sample(self.prior_logits(deter), noise)}, state.batch_size, device=deter.device)
+        if self.plain:
+            groups = (self.cfg.stoch, self.cfg.classes)
+            action = action.to(deter.dtype)
+            cell, prior, _ = self._weights(deter.dtype)
+            after, drawn = _step(self.compiled)(cell, prior, deter, stoch, action, noise, groups, self.cfg.unimix)
+        else:
+            after = self.cell(deter, stoch, self.cell.embed(action))
+            drawn = self._sample(self.prior_logits(after), noise)
+        return TensorDict({"deter": after, "stoch": drawn}, state.batch_size, device=after.device)
 
     def observe(self, tokens: Tensor, action: Tensor, is_first: Tensor, state: TensorDict, draws: Draws) -> TensorDict:
         """Posterior latents along replayed sequences.
@@ -148,25 +142,36 @@ class RSSM(nn.Module):
         first: Dense = self.post[0]  # type: ignore[assignment]
         seen = first.part(tokens, 0 if self.cfg.absolute else self.cfg.deter) + first.linear.bias
         noise = draws.uniform("posterior", *tokens.shape[:2], self.cfg.stoch)
-        inputs = [embedded, seen, keep, noise]
-        carry = (state["deter"], state["stoch"].flatten(1))
-        pieces: list[tuple[Tensor, ...]] = []
-        span = self.cfg.checkpoint if self.cfg.checkpoint and torch.is_grad_enabled() else tokens.shape[1]
-        for t in range(0, tokens.shape[1], span):
-            cut = [None if x is None else x[:, t : t + span] for x in inputs]
-            if span < tokens.shape[1]:
-                piece = checkpoint(self._scan, *carry, *cut, use_reentrant=False)
-            else:
-                piece = self._scan(*carry, *cut)  # type: ignore[arg-type]
-            carry = (piece[0][:, -1], piece[1][:, -1])
-            pieces.append(piece)
-        deter, stoch, logits = (torch.cat(p, 1) if len(p) > 1 else p[0] for p in zip(*pieces, strict=True))
         groups = (self.cfg.stoch, self.cfg.classes)
+        if self.plain and not self.cfg.checkpoint:
+            settings = scan.Settings(groups, self.cfg.unimix, self.scan_dtype, self.compiled)
+            start = state["deter"], state["stoch"].flatten(1)
+            cell, _, post = self._weights(torch.float32)
+            deter, stoch, logits = scan.observe(settings, cell, post, *start, (keep, embedded, seen), noise)
+        else:
+            deter, stoch, logits = self._observe_plainly(state, embedded, seen, keep, noise)
         return TensorDict(
             {"deter": deter, "stoch": stoch.unflatten(-1, groups), "logits": logits.unflatten(-1, groups)},
             tokens.shape[:2],
             device=deter.device,
         )
+
+    def _observe_plainly(self, state: TensorDict, embedded: Tensor, seen: Tensor, keep: Tensor, noise: Tensor | None) -> tuple[Tensor, ...]:
+        """`observe` for cells of any kind, optionally recomputed in pieces: deter, stoch, logits, (B, T, ...) each."""
+        length = seen.shape[1]
+        inputs = [embedded, seen, keep, noise]
+        carry = (state["deter"], state["stoch"].flatten(1))
+        pieces: list[tuple[Tensor, ...]] = []
+        span = self.cfg.checkpoint if self.cfg.checkpoint and torch.is_grad_enabled() else length
+        for t in range(0, length, span):
+            cut = [None if x is None else x[:, t : t + span] for x in inputs]
+            if span < length:
+                piece = checkpoint(self._scan, *carry, *cut, use_reentrant=False)
+            else:
+                piece = self._scan(*carry, *cut)  # type: ignore[arg-type]
+            carry = (piece[0][:, -1], piece[1][:, -1])
+            pieces.append(piece)
+        return tuple(torch.cat(p, 1) if len(p) > 1 else p[0] for p in zip(*pieces, strict=True))
 
     def _scan(
         self, deter: Tensor, stoch: Tensor, action: Tensor, seen: Tensor, keep: Tensor, noise: Tensor | None
