@@ -138,7 +138,8 @@ class Dreamer(nn.Module):
 
     def latent(self, state: TensorDict) -> Tensor:
         """Seam: what the world model's heads see of a state: (*, D + S * C)."""
-        return torch.cat([state["deter"], state["stoch"].flatten(-2)], -1)
+        joined = state.get("joined", None)
+        return torch.cat([state["deter"], state["stoch"].flatten(-2)], -1) if joined is None else joined
 
     def view(self, state: TensorDict) -> Tensor:
         """Seam: what actor and critic see of a state: (*, F)."""
@@ -231,7 +232,8 @@ class Dreamer(nn.Module):
             states.append(state)
             if t < self.cfg.dream:
                 state = state.copy().update(self.rssm.step(state, self._joined(state["action"]), draws))
-        return torch.stack(states, 1)
+        dream: TensorDict = torch.stack(states, 1)
+        return dream.set("joined", Dreamer.latent(self, dream))  # for `latent`, which else joins them anew for every head
 
     @final
     def replay_context(self, batch: TensorDict, context: int) -> tuple[TensorDict, TensorDict, Tensor]:
@@ -311,14 +313,13 @@ class Dreamer(nn.Module):
         Weights, norms, distributions and losses stay float32, and so does acting.
         """
         self.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        compiled = compile == "steps"
-        if compiled:
+        if compiled := compile == "steps":
             # One code path serves layers of many widths; the default allows eight.
             torch._dynamo.config.recompile_limit = 256
         for module in self.modules():
             if isinstance(module, RSSM):
                 module.accelerate(self.precision, compiled)
-            elif isinstance(module, RMSNorm):
+            elif isinstance(module, (RMSNorm, Head)):
                 module.compiled = compiled
 
     def _autocast(self) -> torch.autocast:

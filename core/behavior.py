@@ -115,11 +115,12 @@ class Objective(nn.Module):
             through the dynamics.
         """
         offset, scale = self.valnorm.stats()
-        own = value.pred() * scale + offset
+        with torch.no_grad():
+            own = value.pred() * scale + offset
         slow_raw = slow.pred().detach()
         slow_pred = slow_raw * scale + offset
         if through is None:
-            ret, base = self.returns(reward, cont, own.detach(), slow_pred)
+            ret, base = self.returns(reward, cont, own, slow_pred)
         else:
             ret, base = self.returns(reward, cont, *[through * scale + offset] * 2)
         low, spread = self.retnorm(ret, update)
@@ -160,10 +161,10 @@ class Objective(nn.Module):
     def _fit(self, value: Output, target: Tensor, slow: Tensor) -> Tensor:
         # The last state has no return. It gets a loss against zero that is cut off again, so the critic runs once over all states.
         padded = torch.cat([target, torch.zeros_like(target[:, -1:])], 1)
-        loss = value.loss(padded)
-        if self.cfg.slow_weight:
-            loss = loss + self.cfg.slow_weight * value.loss(slow)
-        return loss[:, :-1]
+        if not self.cfg.slow_weight:
+            return value.loss(padded)[:, :-1]
+        fit, pull = value.loss(torch.stack([padded, slow]))
+        return (fit + self.cfg.slow_weight * pull)[:, :-1]
 
 
 class Behavior(nn.Module):

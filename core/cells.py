@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .fused import normed_silu
-from .nets import Activation, BlockLinear, Dense, DenseWeights, Linear, Norm, norm
+from .nets import Activation, BlockLinear, Dense, DenseWeights, Linear, Norm, affine, norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,11 @@ def joined(x: Tensor) -> Tensor:
     return x.transpose(0, 1).flatten(1)
 
 
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent. Compiled, it goes by way of the sigmoid, whose exponential is vectorised (error below 1e-7)."""
+    return 2 * torch.sigmoid(2 * x) - 1 if torch.compiler.is_compiling() else torch.tanh(x)
+
+
 def cell_step(w: CellWeights, deter: Tensor, stoch: Tensor, action: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Next state (n, D) from deter (n, D), stoch (n, Z) and the embedded action (n, h); and the values on the way to it.
 
@@ -64,15 +69,15 @@ def cell_step(w: CellWeights, deter: Tensor, stoch: Tensor, action: Tensor) -> t
     The embedded part is the same for all blocks, so it is one dense product.
     """
     count = w.own.shape[0]
-    from_deter = torch.addmm(w.from_deter.bias, deter, w.from_deter.matrix)
-    from_stoch = torch.addmm(w.from_stoch.bias, stoch, w.from_stoch.matrix)
+    from_deter = affine(w.from_deter.bias, deter, w.from_deter.matrix)
+    from_stoch = affine(w.from_stoch.bias, stoch, w.from_stoch.matrix)
     shared = torch.cat([normed_silu(from_deter, w.from_deter.scale), normed_silu(from_stoch, w.from_stoch.scale), action], -1)
     slices = blocks(deter, count)
-    hidden = torch.addmm(w.hidden_bias, shared, w.shared) + joined(torch.bmm(slices, w.own))
+    hidden = affine(w.hidden_bias, shared, w.shared) + joined(torch.bmm(slices, w.own))
     active = normed_silu(hidden, w.hidden_scale)
-    gates = torch.baddbmm(w.gates_bias.view(count, 1, -1), blocks(active, count), w.gates)
+    gates = affine(w.gates_bias.view(count, 1, -1), blocks(active, count), w.gates)
     reset, candidate, update = gates.chunk(3, -1)
-    after = torch.lerp(slices, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
+    after = torch.lerp(slices, tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
     return joined(after), (from_deter, from_stoch, shared, hidden, active, gates)
 
 

@@ -35,7 +35,7 @@ class Head(nn.Module):
 
     def __init__(self, inputs: int, cfg: HeadConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.compiled = cfg, False
         self.mlp = MLP(inputs, cfg.units, cfg.layers, cfg.norm, cfg.act)
         twohot = cfg.dist.endswith("twohot")
         self.out = Linear(self.mlp.width, cfg.bins if twohot else 1, cfg.outscale)
@@ -46,7 +46,7 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Output:
         x = self.out(self.mlp(features))
         if self.cfg.dist.endswith("twohot"):
-            return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"))
+            return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"), self.compiled)
         if self.cfg.dist == "binary":
             return Binary(x.squeeze(-1))
         return Squared(x.squeeze(-1), 0, maths.symlog if self.cfg.dist == "symlog_mse" else None)

@@ -36,20 +36,19 @@ def twohot_mean(probs: Tensor, bins: Tensor) -> Tensor:
     return (probs[..., -half:] - probs[..., :half].flip(-1)) @ bins[-half:]
 
 
-def twohot_loss(log_probs: Tensor, target: Tensor, bins: Tensor) -> Tensor:
-    """Cross-entropy against the two bins around each target, weighted by closeness. log_probs (*, K), target (*). Returns (*).
+def twohot_place(target: Tensor, bins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bins around each target and the weight of the lower one, by closeness: indices (*), indices (*), weights (*).
 
-    Targets beyond the last bin saturate there. Gathers two log-probabilities instead of building (*, K) targets.
+    Targets beyond the last bin saturate there.
     """
-    above = torch.searchsorted(bins, target.detach().contiguous(), right=True)
+    target = target.detach().contiguous()
+    above = torch.searchsorted(bins, target, right=True)
     below = (above - 1).clamp(0, len(bins) - 1)
     above = above.clamp(0, len(bins) - 1)
     to_below = (bins[below] - target).abs()
     to_above = (bins[above] - target).abs()
     single = below == above
-    weight = torch.where(single, 1.0, to_above / torch.where(single, 1.0, to_below + to_above))
-    pair = log_probs.gather(-1, torch.stack([below, above], -1))
-    return -(weight * pair[..., 0] + (1 - weight) * pair[..., 1])
+    return below, above, torch.where(single, 1.0, to_above / torch.where(single, 1.0, to_below + to_above))
 
 
 def lambda_return(reward: Tensor, boot: Tensor, live: Tensor, lam: Tensor | float) -> Tensor:
@@ -100,6 +99,8 @@ def sample_onehot(probs: Tensor, uniform: Tensor | None) -> Tensor:
     probs = probs.detach()
     if uniform is None:
         return torch.nn.functional.one_hot(probs.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    if torch.compiler.is_compiling() and probs.shape[-1] <= 64:
+        return _sample_unrolled(probs, uniform)
     below = probs.cumsum(-1)
     # The last class closes the interval: rounding may leave the total a little below a uniform number close to 1.
     below[..., -1] = 2.0
@@ -107,6 +108,17 @@ def sample_onehot(probs: Tensor, uniform: Tensor | None) -> Tensor:
     onehot = passed.clone()
     onehot[..., 1:] -= passed[..., :-1]
     return onehot
+
+
+def _sample_unrolled(probs: Tensor, uniform: Tensor) -> Tensor:
+    """The same class by class, which a compiler vectorises over everything else."""
+    total, passed, parts = torch.zeros_like(uniform), torch.zeros_like(uniform), []
+    for k in range(probs.shape[-1] - 1):
+        total = total + probs[..., k]
+        now = torch.where(uniform < total, 1.0, 0.0)
+        parts.append(now - passed)
+        passed = now
+    return torch.stack([*parts, 1.0 - passed], -1)
 
 
 def straight_through(onehot: Tensor, probs: Tensor) -> Tensor:

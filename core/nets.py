@@ -223,6 +223,13 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[name]
 
 
+def affine(bias: Tensor, x: Tensor, matrix: Tensor) -> Tensor:
+    """x @ matrix + bias, for matrices (n, I) x (I, O) or stacks of them (G, n, I) x (G, I, O)."""
+    if torch.compiler.is_compiling():
+        return x @ matrix + bias  # the sum becomes part of what follows
+    return torch.addmm(bias, x, matrix) if x.ndim == 2 else torch.baddbmm(bias, x, matrix)
+
+
 class DenseWeights(NamedTuple):
     """A dense unit as a function: matrix (inputs, outputs), bias and norm scale (outputs,)."""
 
@@ -231,7 +238,7 @@ class DenseWeights(NamedTuple):
     scale: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return normed_silu(torch.addmm(self.bias, x, self.matrix), self.scale)
+        return normed_silu(affine(self.bias, x, self.matrix), self.scale)
 
 
 class Dense(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import maths
+from . import maths, twohot
 from .rng import Draws
 
 
@@ -21,7 +21,10 @@ class Output:
         raise NotImplementedError
 
     def loss(self, target: Tensor) -> Tensor:
-        """Negative log-likelihood or error against a target, one number per (b, t). No gradient reaches the target."""
+        """Negative log-likelihood or error against a target, one number per (b, t). No gradient reaches the target.
+
+        Outputs of one number per state also take several targets at once, stacked in front.
+        """
         raise NotImplementedError
 
 
@@ -46,18 +49,16 @@ class TwoHot(Output):
     spaced in symlog space, where targets are moved (the 2023 paper).
     """
 
-    def __init__(self, logits: Tensor, bins: Tensor, space: str = "symexp") -> None:
-        # Shared by the prediction and every loss: the softmax over K bins costs more than all else here.
-        self.log_probs = torch.log_softmax(logits.float(), -1)
-        self.bins, self.space = bins, space
+    def __init__(self, logits: Tensor, bins: Tensor, space: str = "symexp", compiled: bool = False) -> None:
+        self.logits, self.bins, self.space, self.compiled = logits, bins, space, compiled
 
     def pred(self) -> Tensor:
-        mean = maths.twohot_mean(self.log_probs.exp(), self.bins)
+        mean = twohot.mean(self.logits, self.bins, self.compiled)
         return mean if self.space == "symexp" else maths.symexp(mean)
 
     def loss(self, target: Tensor) -> Tensor:
         target = target.detach().float()
-        return maths.twohot_loss(self.log_probs, target if self.space == "symexp" else maths.symlog(target), self.bins)
+        return twohot.loss(self.logits, target if self.space == "symexp" else maths.symlog(target), self.bins, self.compiled)
 
 
 class Binary(Output):

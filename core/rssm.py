@@ -7,13 +7,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from . import maths, scan
 from .cells import CELLS, Cell, CellWeights, RSSMConfig, cell_step
-from .nets import MLP, Dense, DenseWeights, Linear
+from .nets import MLP, Dense, DenseWeights, Linear, affine
 from .rng import Draws
 
 __all__ = ["CELLS", "RSSM", "Cell", "RSSMConfig"]
@@ -23,7 +24,7 @@ class PriorWeights(NamedTuple):
     """The prior's dense units and its output, laid out for products from the left."""
 
     hidden: tuple[DenseWeights, ...]
-    out: Tensor  # (h, Z)
+    out: Tensor  # (h, C * S), class-major
     out_bias: Tensor
 
 
@@ -42,7 +43,8 @@ def prior_step(
     x = deter
     for layer in prior.hidden:
         x = layer(x)
-    probs = maths.mixed_probs(torch.addmm(prior.out_bias, x, prior.out).float().unflatten(-1, groups), unimix)
+    logits = affine(prior.out_bias, x, prior.out).float().unflatten(-1, groups[::-1]).transpose(1, 2)
+    probs = maths.mixed_probs(logits, unimix)
     return deter, maths.straight_through(maths.sample_onehot(probs, noise), probs).to(deter.dtype)
 
 
@@ -104,7 +106,9 @@ class RSSM(nn.Module):
 
     def _lay_out(self, dtype: torch.dtype) -> tuple[CellWeights, PriorWeights, scan.PostWeights]:
         layers: list[Dense] = list(self.prior)  # type: ignore[arg-type]
-        out, bias = self.prior_out.weight.t().to(dtype), self.prior_out.bias.to(dtype)
+        # Class-major: operations over few classes are fast when the classes are not what lies side by side in memory.
+        out = rearrange(self.prior_out.weight, "(s c) h -> h (c s)", c=self.cfg.classes).to(dtype)
+        bias = rearrange(self.prior_out.bias, "(s c) -> (c s)", c=self.cfg.classes).to(dtype)
         prior = PriorWeights(tuple(layer.weights(dtype) for layer in layers), out, bias)
         first: Dense = self.post[0]  # type: ignore[assignment]
         unit, scale = first.linear.weight[:, : self.cfg.deter].t().to(dtype), first.norm.scale

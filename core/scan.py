@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from . import maths
-from .cells import CellWeights, blocks, cell_step, joined
+from .cells import CellWeights, blocks, cell_step, joined, tanh
 from .fused import norm_silu, norm_silu_backward
-from .nets import DenseWeights
+from .nets import DenseWeights, affine
 
 
 class PostWeights(NamedTuple):
@@ -46,7 +46,7 @@ def observe_step(
     deter, stoch = deter * keep, stoch * keep
     after, inner = cell_step(cell, deter.to(kind), stoch.to(kind), action.to(kind))
     unit = (after @ post.matrix).float() + seen
-    logits = torch.addmm(post.out_bias, norm_silu(unit, post.scale).to(kind), post.out).float()
+    logits = affine(post.out_bias, norm_silu(unit, post.scale).to(kind), post.out).float()
     probs = maths.mixed_probs(logits.unflatten(-1, groups), unimix)
     drawn = maths.sample_onehot(probs, noise).flatten(1)
     return after.float(), drawn, logits, deter, stoch, *inner, unit
@@ -77,7 +77,7 @@ def observe_step_backward(
     before, d_blocks = blocks(deter, count), blocks(d_after, count)
     reset, candidate, update = gates.float().chunk(3, -1)
     reset, share = torch.sigmoid(reset), torch.sigmoid(update - 1)
-    bounded = torch.tanh(reset * candidate)
+    bounded = tanh(reset * candidate)
     d_gated = d_blocks * share * (1 - bounded * bounded)
     d_gates = torch.cat(
         [d_gated * candidate * reset * (1 - reset), d_gated * reset, d_blocks * (bounded - before) * share * (1 - share)], -1

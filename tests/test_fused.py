@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polydream.core import fused
+from polydream.core import fused, maths, twohot
 from polydream.core.fused import max_pool, normed_silu
 
 
@@ -64,3 +64,27 @@ def test_pooling_finds_its_place_in_large_images() -> None:
     x[0, 0, 255, 255] = 1.0
     (grad,) = torch.autograd.grad(max_pool(x.requires_grad_()).max(), x)
     assert grad.nonzero().tolist() == [[0, 0, 255, 255]]
+
+
+@pytest.mark.parametrize("piece", [256, 2**19])
+def test_cross_entropy_against_several_targets_equals_its_definition(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twohot, "PIECE", piece)
+    torch.manual_seed(0)
+    bins = maths.symexp_bins(51)
+    logits, targets, grad = torch.randn(3, 7, 51, requires_grad=True), torch.randn(2, 3, 7) * 1e4, torch.randn(2, 3, 7)
+
+    def defined(target: torch.Tensor) -> torch.Tensor:
+        below, above, share = maths.twohot_place(target, bins)
+        wanted = share[..., None] * F.one_hot(below, 51) + (1 - share)[..., None] * F.one_hot(above, 51)
+        return -(wanted * torch.log_softmax(logits, -1)).sum(-1)
+
+    plain = torch.stack([defined(t) for t in targets])
+    mine = twohot.loss(logits, targets, bins)
+    torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+    assert torch.equal(twohot.loss(logits, targets[1], bins), mine[1])
+    a, b = (torch.autograd.grad(x, logits, grad)[0] for x in (mine, plain))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        mean = twohot.mean(logits, bins)
+    torch.testing.assert_close(mean, maths.twohot_mean(torch.softmax(logits, -1), bins))
+    torch.testing.assert_close(twohot.mean(logits, bins), mean)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from polydream.core import maths
+from polydream.core import maths, twohot
 
 
 def test_lambda_return_by_hand() -> None:
@@ -35,8 +35,9 @@ def test_twohot_loss_by_hand() -> None:
     bins, logits = torch.tensor([-2.0, 0.0, 2.0, 6.0]), torch.zeros(4)
     logits[2] = 1.0
     logp = torch.log_softmax(logits, 0)
+    assert [float(x) for x in maths.twohot_place(torch.tensor(3.0), bins)] == [2, 3, 0.75]
     for target, expected in {3.0: -(0.75 * logp[2] + 0.25 * logp[3]), 2.0: -logp[2], 100.0: -logp[3], -100.0: -logp[0]}.items():
-        assert float(maths.twohot_loss(logp, torch.tensor(target), bins)) == pytest.approx(float(expected), rel=1e-6)
+        assert float(twohot.loss(logits, torch.tensor(target), bins)) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_sampling_inverts_the_distribution_function() -> None:
