@@ -1,0 +1,172 @@
+"""The speed benchmarks run, at a tiny size, and say what they are said to say. No time is asserted anywhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import act, floor, growth, rounds, train, update
+from benchmarks.case import Case, arrays
+from benchmarks.contender import PEERS, Process
+
+TINY = Case(size="laptop", deter=256, hidden=64, stoch=16, classes=8, units=64, depth=4, batch=2, length=4, horizon=2, threads=1)
+OPTIONS = ["--size", "laptop", "--threads", "1"]
+BATCH = ["--batch", "2", "--length", "4", "--horizon", "2", "--rounds", "2", "--updates", "1"]
+
+
+def result(module: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """What a benchmark writes when it is called with these options."""
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark", *OPTIONS, *options, "--json", str(path)])
+    module.main()
+    return json.loads(path.read_text())
+
+
+@pytest.mark.slow
+def test_update_measures_every_round_over_a_counted_floor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = result(update, monkeypatch, tmp_path, *BATCH)
+    (row,) = found["rows"]
+    assert row["contender"] == "polydream float32 none"
+    assert [len(seconds) for seconds in row["rounds"]] == [1, 1]
+    assert row["times"] == 1.0  # against itself
+    assert row["best s"] <= row["median s"]
+    under = found["floor"]
+    assert 0 < under["matrix products"] <= under["operations"]
+    assert under["seconds"]["float32"] == pytest.approx(under["operations"] / under["rate"]["float32"])
+    assert row["over floor"] == pytest.approx(row["best s"] / under["seconds"]["float32"])
+
+
+@pytest.mark.slow
+def test_growth_changes_one_size_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = result(update, monkeypatch, tmp_path, *BATCH, "--growth")
+    assert {(r["B"], r["T"], r["H"]) for r in found["rows"]} == {(2, 4, 2), (4, 4, 2), (2, 2, 2), (2, 8, 2), (2, 4, 4)}
+    assert found["slopes"].keys() == {"B", "T", "H"}
+
+
+@pytest.mark.slow
+def test_act_has_a_row_for_every_number_of_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = result(act, monkeypatch, tmp_path, "--obs", "image", "--environments", "1", "3", "--steps", "2", "--rounds", "1")
+    assert [row["environments"] for row in found["rows"]] == [1, 3]
+    assert all(row["us per environment"] == pytest.approx(row["median ms"] / row["environments"] * 1e3) for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_train_gives_all_of_the_time_to_some_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = [
+        "--task",
+        "world/fourrooms",
+        "--updates",
+        "3",
+        "--warmup",
+        "1",
+        "--ratio",
+        "4",
+        "--set",
+        "batch=2",
+        "length=4",
+        "agent.dream=2",
+    ]
+    found = result(train, monkeypatch, tmp_path, *small)
+    assert found["updates"] == 3
+    assert found["environment steps"] == 6  # two decisions an update: 2 * 4 replayed steps at 4 a decision
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert all(found["seconds"][part] > 0 for part in train.PARTS)
+
+
+def test_a_mode_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *OPTIONS, "--dtype", "float7"])
+    with pytest.raises(SystemExit):
+        update.main()
+    assert "float7" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.exists(), reason="needs `make benchmark-peers`")
+@pytest.mark.parametrize("peer", ["sheeprl", "torchrl"])
+def test_a_peer_is_the_same_model_and_updates(peer: str) -> None:
+    settings = {"dtype": "float32", "compile": "none"}
+    with Process(f"benchmarks.peers.{peer}", TINY, settings, PEERS) as other, Process("benchmarks.ours", TINY, settings) as own:
+        assert other.facts["parameters"] == own.facts["parameters"]
+        assert len(other.ask("update", count=2)["seconds"]) == 2
+
+
+def test_a_contender_that_ends_is_an_error_not_a_wait() -> None:
+    with pytest.raises(RuntimeError, match="benchmarks.nobody ended with status 1"):
+        Process("benchmarks.nobody", TINY, {})
+
+
+# ------------------------------------------------------------------------------------------------ arithmetic
+
+
+def test_operations_of_products_forward_and_backward() -> None:
+    a, w, v = torch.ones(2, 3, requires_grad=True), torch.ones(3, 5, requires_grad=True), torch.ones(4, 5, 7)
+    total, by_shape = floor.count(lambda: (a @ w).sum().backward())
+    # Forward 2 x 3 x 5; backward the gradients of a (2 x 5 x 3) and of w (3 x 2 x 5).
+    assert by_shape == {(1, 2, 3, 5): 60, (1, 2, 5, 3): 60, (1, 3, 2, 5): 60}
+    assert total == 180
+    total, by_shape = floor.count(lambda: torch.bmm(torch.ones(4, 2, 5), v))
+    assert by_shape == {(4, 2, 5, 7): 560}
+    assert total == 560
+
+
+def test_the_floor_is_operations_over_the_best_rate_of_any_round() -> None:
+    facts = {"operations": 600, "shapes": [{"shape": [1, 1, 1, 1]}, {"shape": [1, 2, 2, 2]}]}
+    found = floor.summarize(facts, [{"float32": [10.0, 200.0]}, {"float32": [30.0, 100.0]}])
+    assert found["rate"] == {"float32": 200.0}
+    assert found["seconds"] == {"float32": 3.0}
+    assert [row["float32 GFLOP/s"] for row in found["shapes"]] == [30 / 1e9, 200 / 1e9]
+
+
+def test_summary_and_ratio_of_rounds() -> None:
+    slow = [{"seconds": [2.0, 4.0, 3.0], "peak GB": 1.0, "others": 0.5}, {"seconds": [6.0, 8.0, 7.0], "peak GB": 2.0, "others": 0.1}]
+    quick = [{"seconds": [1.0], "peak GB": 1.0, "others": 0.0}, {"seconds": [3.5], "peak GB": 1.0, "others": 0.0}]
+    found = rounds.summary(slow)
+    assert (found["median"], found["best"], found["peak GB"], found["others"]) == (5.0, 2.0, 2.0, 0.3)
+    assert found["spread"] == pytest.approx((6.75 - 3.25) / 5)
+    assert rounds.ratio(slow, quick) == (3.0 / 1.0 + 7.0 / 3.5) / 2
+    assert rounds.fastest({"sheeprl": quick, "polydream a": slow, "polydream b": quick}) == "polydream b"
+
+
+def test_slope_is_the_exponent() -> None:
+    assert growth.slope([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
+    assert growth.slope([1, 10], [1, 100]) == pytest.approx(2)
+
+
+def test_table_is_markdown() -> None:
+    assert rounds.table([{"a": "x", "b": 1234.5}, {"a": "y", "b": 0.12345}], ["a", "b"]) == "\n".join(
+        ["| a | b     |", "| - | ----- |", "| x | 1,234 |", "| y | 0.123 |"]
+    )
+
+
+def test_the_clock_gives_each_part_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(train.time, "perf_counter", lambda: now[0])
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    loop = SimpleNamespace(inner=lambda: passes(3), outer=lambda: (passes(1), loop.inner(), passes(2)))
+    clock = train.Clock("cpu")
+    clock.wrap(loop, "inner", "replay")
+    clock.wrap(loop, "outer", "update")
+    passes(10)
+    loop.outer()
+    loop.inner()
+    assert clock.read() == {"rest": 10, "update": 3, "replay": 6}
+
+
+def test_a_case_survives_the_command_line_and_everyone_gets_the_same_batch() -> None:
+    again = Case.from_json(TINY.to_json())
+    assert again == TINY
+    first, second = arrays(TINY), arrays(again)
+    assert all((first[key] == second[key]).all() for key in first)
+    assert first["obs"].shape == (2, 5, 24)
+    assert first["stoch"].max() < TINY.classes
+    assert math.isclose(abs(first["action"]).max(), 1, rel_tol=0.1)
