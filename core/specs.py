@@ -87,9 +87,27 @@ class Spec:
         return {k: s for k, s in self.obs.items() if k not in self.hidden}
 
     @property
+    def goals(self) -> dict[str, str]:
+        """Observation keys that tell where to go, with the key that shows where the agent is, both of one space.
+
+        `desired_goal` and `achieved_goal`, as Gymnasium's GoalEnv names them, or any `goal_x` beside `x`.
+        """
+        named = {k: "achieved_goal" if k == "desired_goal" else k.removeprefix("goal_") for k in self.obs}
+        return {k: a for k, a in named.items() if k != a and self.obs.get(a) == self.obs[k]}
+
+    @property
     def action_width(self) -> int:
         """Width of the concatenated model-side action: one-hot where discrete."""
         return sum(s.width for s in self.action.values())
+
+    def random_action(self, rng: np.random.Generator, *lead: int) -> dict[str, np.ndarray]:
+        """Uniformly random actions (*lead, *shape) by key: any class where discrete, [-1, 1] where continuous."""
+        drawn = {}
+        for key, space in self.action.items():
+            shape = (*lead, *space.shape)
+            values = rng.uniform(-1, 1, shape) if space.classes is None else rng.integers(0, space.classes, shape)
+            drawn[key] = np.asarray(values, space.dtype)
+        return drawn
 
 
 Step = dict[str, Any]

@@ -51,12 +51,7 @@ class RandomPlayer:
         """Actions that depend on the seed and the number of steps taken, on nothing else."""
         n, step = state
         rng = np.random.default_rng(seed_for(self.seed, "random", step))
-        actions = {}
-        for key, space in self.spec.action.items():
-            shape = (n, *space.shape)
-            drawn = rng.uniform(-1, 1, shape) if space.classes is None else rng.integers(0, space.classes, shape)
-            actions[key] = drawn.astype(space.dtype)
-        return actions, (n, step + 1)
+        return self.spec.random_action(rng, n), (n, step + 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,17 +132,6 @@ def check_action(spec: Spec, action: Mapping[str, Any]) -> dict[str, np.ndarray]
     return checked
 
 
-def random_action(spec: Spec, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One action drawn uniformly: classes where discrete, [-1, 1] where continuous."""
-    drawn = {}
-    for key, space in spec.action.items():
-        if space.classes is None:
-            drawn[key] = rng.uniform(-1.0, 1.0, space.shape).astype(space.dtype)
-        else:
-            drawn[key] = np.asarray(rng.integers(space.classes, size=space.shape), space.dtype)
-    return drawn
-
-
 @lru_cache(maxsize=64)
 def _overlaps(old: int, new: int) -> np.ndarray:
     """(new, old) weights: which share of each new pixel an old pixel covers. Rows sum to 1."""

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..core.specs import FLAGS, Restorable, Space, Spec, Step, Task
-from .base import random_action
 
 REPLAYED = 20
 
@@ -63,7 +62,7 @@ def _play(task: Task, steps: int) -> list[str]:
             step, length = task.reset(), 0
             problems += _row_problems(task.spec, step, first=True)
             continue
-        step, length = task.step(random_action(task.spec, rng)), length + 1
+        step, length = task.step(task.spec.random_action(rng)), length + 1
         problems += _row_problems(task.spec, step, first=False)
         if task.spec.limit is not None and length >= task.spec.limit and not step.get("is_last"):
             problems.append(f"an episode runs past the spec's limit of {task.spec.limit} decisions")
@@ -151,7 +150,7 @@ def _episode(task: Task, step: Step, seed: int, steps: int) -> list[Step]:
     """Random decisions from `step` on, through resets, copied so that later steps cannot change them."""
     rng, rows = np.random.default_rng(seed), []
     for _ in range(steps):
-        step = task.reset() if step["is_last"] else task.step(random_action(task.spec, rng))
+        step = task.reset() if step["is_last"] else task.step(task.spec.random_action(rng))
         rows.append(deepcopy(step))
     return rows
 

@@ -5,12 +5,14 @@ The agent's column and row are seen as one-hot vectors `x` and `y`. In pictures 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from ..core.specs import Space
-from .base import Common
+from .base import Common, resize
 from .world import AGENT, FLOOR, GOAL, MOVES, WALL, World, number, onehot
 
 FOUR_ROOMS = (
@@ -83,10 +85,14 @@ class Grid(World):
         return []
 
     def _cells(self) -> np.ndarray:
+        return self._cells_with(self._cell, self._marks())
+
+    def _cells_with(self, agent: np.ndarray, marks: Iterable[tuple[np.ndarray, tuple[int, int, int]]] = ()) -> np.ndarray:
+        """The map with the agent in a cell of our choosing."""
         cells = np.where(self._free[..., None], np.array(FLOOR, np.uint8), np.array(WALL, np.uint8))
-        for cell, colour in self._marks():
+        for cell, colour in marks:
             cells[tuple(cell)] = colour
-        cells[tuple(self._cell)] = AGENT
+        cells[tuple(agent)] = AGENT
         return cells
 
 
@@ -96,15 +102,19 @@ class FourRooms(Grid):
     Every episode starts at a random cell and has a goal, seen as `goal_x` and `goal_y`: another random cell, or always the
     cell number `goal` (0 ... 67, in reading order). Reaching it gives reward 1 and ends the episode; after 50 steps
     the episode is truncated. A uniformly random policy reaches 0.184 of random goals (exact).
+    With `seen=false` pictures do not show the goal; it has one of its own, `goal_image`: the agent standing there.
     """
 
     memory: ClassVar[tuple[str, ...]] = ("_cell", "_goal")
 
-    def __init__(self, name: str, common: Common, *, goal: int = -1, limit: int = 50) -> None:
+    def __init__(self, name: str, common: Common, *, goal: int = -1, limit: int = 50, seen: bool = True) -> None:
         free = read_map(FOUR_ROOMS)
         self._fixed = number("goal", goal, -1, int(free.sum()) - 1)
         super().__init__(name, common, free, number("limit", limit, 1, 10**6), _one_hots(free, "goal_"))
         self._goal = self._spots[max(goal, 0)]
+        self._apart = common.pixels and not seen
+        if self._apart:
+            self.spec = replace(self.spec, obs={**self.spec.obs, "goal_image": common.image})
 
     def _start(self) -> None:
         self._goal = self._spots[self._fixed] if self._fixed >= 0 else self._draw()
@@ -118,6 +128,14 @@ class FourRooms(Grid):
     def _vectors(self) -> dict[str, np.ndarray]:
         rows, columns = self._free.shape
         return super()._vectors() | {"goal_x": onehot(self._goal[1], columns), "goal_y": onehot(self._goal[0], rows)}
+
+    def _observe(self) -> dict[str, np.ndarray]:
+        seen = super()._observe()
+        if self._apart:
+            seen |= {
+                k: resize(self._cells_with(at), self._size, self._size) for k, at in (("image", self._cell), ("goal_image", self._goal))
+            }
+        return seen
 
     def _marks(self) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
         return [(self._goal, GOAL)]

@@ -117,7 +117,7 @@ def test_good_actions_get_the_specs_dtypes():
 
 def test_random_actions_cover_their_range():
     rng = np.random.default_rng(0)
-    drawn = [base.check_action(SPEC, base.random_action(SPEC, rng)) for _ in range(300)]
+    drawn = [base.check_action(SPEC, SPEC.random_action(rng)) for _ in range(300)]
     assert {int(a["mode"]) for a in drawn} == {0, 1, 2}
     moves = np.array([a["move"] for a in drawn])
     assert moves.min() < -0.9 and moves.max() > 0.9 and np.abs(moves).max() <= 1

@@ -9,7 +9,7 @@ import pytest
 
 from polydream.core.specs import Restorable
 from polydream.tasks import dmc, physics
-from polydream.tasks.base import random_action, scale_action
+from polydream.tasks.base import scale_action
 from polydream.tasks.check import check_task
 
 
@@ -27,7 +27,7 @@ needs_gl = pytest.mark.skipif(not drawable(), reason="no OpenGL on this machine"
 def play(task, rows, seed=1):
     rng, steps = np.random.default_rng(seed), []
     for _ in range(rows):
-        steps.append(task.step(random_action(task.spec, rng)) if task._running else task.reset())
+        steps.append(task.step(task.spec.random_action(rng)) if task._running else task.reset())
     return steps
 
 
@@ -84,7 +84,7 @@ def test_rewards_are_summed_and_states_are_those_of_the_suite():
     plain.reset()
     rng = np.random.default_rng(0)
     for _ in range(20):
-        action = random_action(task.spec, rng)
+        action = task.spec.random_action(rng)
         step = task.step(action)
         times = [plain.step(action["action"].astype(np.float64)) for _ in range(3)]
         assert step["reward"] == np.float32(sum(t.reward for t in times))

@@ -7,7 +7,7 @@ from gymnasium import spaces as g
 
 from polydream.core.specs import Restorable, Space, Spec
 from polydream.tasks import gym, spaces
-from polydream.tasks.base import Common, random_action
+from polydream.tasks.base import Common
 from polydream.tasks.check import check_task
 
 
@@ -81,7 +81,7 @@ def test_action_spaces_and_their_way_back(space, expected):
     spec = Spec(obs={"vector": Space()}, action={key: leaf.space for key, leaf in leaves.items()})
     rng = np.random.default_rng(0)
     for _ in range(50):
-        assert space.contains(spaces.write(space, leaves, random_action(spec, rng)))
+        assert space.contains(spaces.write(space, leaves, spec.random_action(rng)))
 
 
 def test_values_by_hand():
@@ -202,7 +202,7 @@ def test_pictures_are_rendered_and_resized():
 def play(task, rows):
     rng, steps = np.random.default_rng(1), []
     for _ in range(rows):
-        steps.append(task.step(random_action(task.spec, rng)) if task._running else task.reset())
+        steps.append(task.step(task.spec.random_action(rng)) if task._running else task.reset())
     return [(s["reward"], s["is_last"], {k: v.tolist() for k, v in s["obs"].items()}) for s in steps]
 
 

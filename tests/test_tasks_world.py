@@ -5,7 +5,6 @@ import pytest
 
 from polydream.core.specs import Restorable
 from polydream.tasks import grids, pinpad, world
-from polydream.tasks.base import random_action
 from polydream.tasks.check import check_task
 
 STAY, UP, DOWN, LEFT, RIGHT = range(5)
@@ -58,7 +57,7 @@ def test_a_state_repeats_itself_in_another_instance(name):
     def play(task, rows):
         rng, steps = np.random.default_rng(1), []
         for _ in range(rows):
-            steps.append(task.step(random_action(task.spec, rng)) if task._running else task.reset())
+            steps.append(task.step(task.spec.random_action(rng)) if task._running else task.reset())
         return steps
 
     task, other = world.make(name, seed=1, obs="both", size=16), world.make(name, seed=2, obs="both", size=16)

@@ -14,7 +14,6 @@ from polydream.core.rng import seed_for
 from polydream.core.specs import Spec
 from polydream.core.vector import EnvError, Vector
 from polydream.tasks import gym, module, world
-from polydream.tasks.base import random_action
 
 SOURCE = '''
 import os
@@ -82,7 +81,7 @@ def odd(tmp_path, monkeypatch):
 
 
 def actions_for(spec: Spec, n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    each = [random_action(spec, rng) for _ in range(n)]
+    each = [spec.random_action(rng) for _ in range(n)]
     return {key: np.stack([a[key] for a in each]) for key in spec.action}
 
 
