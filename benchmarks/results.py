@@ -37,13 +37,13 @@ def row(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     step = max(r["step"] for r in rows)
     window = window_mean(rows)
     finals = {r["mode"]: r for r in rows if r["kind"] == "eval" and r["mode"] != "random"}
-    evaluation = ", ".join(f"{r['return_mean']:.0f} ({mode}, {len(r['returns'])} episodes)" for mode, r in finals.items())
-    random = next((f"{r['return_mean']:.0f}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"), "not played")
+    evaluation = ", ".join(f"{r['return_mean']:.3g} ({mode}, {len(r['returns'])} episodes)" for mode, r in finals.items())
+    random = next((f"{r['return_mean']:.3g}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"), "not played")
     cells = [
         f"{step:,} steps",
         str(cfg["seed"]),
         f"{cfg['size']} {cfg['profile']}, {cfg['batch']} x {cfg['length']}, {cfg['ratio']:g}",
-        f"{window.mean:.0f}, ({window.start:,}, {window.end:,}], {window.count} episodes",
+        f"{window.mean:.3g}, ({window.start:,}, {window.end:,}], {window.count} episodes",
         evaluation or "none",
         random,
     ]
