@@ -29,6 +29,10 @@ class ConfigError(ValueError):
     """A key or a value that a configuration cannot have. The message is one line and names the key."""
 
 
+class Failure(RuntimeError):
+    """Something went wrong that one line explains, without a traceback: a full disk, an environment that fails for good."""
+
+
 def override(cfg: T, path: str, value: Any) -> T:
     """A copy of `cfg` with the leaf at `path` changed.
 

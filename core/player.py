@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -63,14 +63,17 @@ class Player:
         if state.batch_size[0] != n:
             raise ValueError(f"{n} observations came with a state of {state.batch_size[0]}")
         device = self.agent.updates.device
-        data = TensorDict(
-            {"obs": {k: torch.as_tensor(v, device=device) for k, v in arrays.items()}, "is_first": torch.as_tensor(first)},
-            [n],
-            device=device,
-        )
+        tensors = {k: torch.as_tensor(v, device=device) for k, v in arrays.items()}
+        extras = {k: tensors.pop(k) for k in self.spec.extras if k in tensors}
+        data = TensorDict({"obs": tensors, "is_first": torch.as_tensor(first), **extras}, [n], device=device)
         draws = Draws(self.seed, self.calls, device, modes={"action": 0.0} if mode == "mode" else None)
         self.calls += 1
-        action, state = self.agent.policy(data, state, draws)
+        training = self.agent.training
+        self.agent.eval()  # as modules know it: pursue the task, no exploring
+        try:
+            action, state = self.agent.policy(data, state, draws)
+        finally:
+            self.agent.train(training)
         out = {k: v.cpu().numpy()[0] if single else v.cpu().numpy() for k, v in action.items()}
         return (self._env_units(out) if bare else out), state
 
@@ -81,12 +84,17 @@ class Player:
         return keys[0]
 
     def _batched(self, obs: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-        """Observations (n, *shape), and whether the leading axis had to be added."""
+        """Observations and extras (n, *shape), and whether the leading axis had to be added.
+
+        What the model may not see can be left out; where it is given it is passed on, a commanded goal for instance.
+        """
         missing = [k for k in self.spec.visible if k not in obs]
         if missing:
             raise KeyError(f"observation {missing[0]!r} is missing; got {', '.join(obs)}")
         arrays, singles = {}, set()
-        for key, space in self.spec.visible.items():
+        for key, space in {**self.spec.obs, **self.spec.extras}.items():
+            if key not in obs:
+                continue
             value = np.asarray(obs[key], space.dtype)
             if value.shape != space.shape and value.shape[1:] != space.shape:
                 raise ValueError(f"observation {key!r} has shape {value.shape}; expected {space.shape}, or that with a leading axis")
@@ -111,13 +119,15 @@ class Player:
         return (value + 1) / 2 * (high - low) + low
 
 
-def load(path: str | Path, *, device: str = "cpu", seed: int = 0) -> Player:
+def load(path: str | Path, *, device: str = "cpu", seed: int = 0, code: Collection[str] = ()) -> Player:
     """A trained agent, from a run directory (its newest good checkpoint) or from a checkpoint directory.
 
     agent = polydream.load("runs/my-run")
     action, state = agent.act(observation)            # an episode begins
     action, state = agent.act(observation, state)     # and goes on
+
+    code: `module:Class` of a variant that is not registered, as the run was trained with; a file alone may not name code.
     """
     from .checkpoint import load_agent
 
-    return Player(load_agent(Path(path), device).eval(), seed)
+    return Player(load_agent(Path(path), device, code).eval(), seed)

@@ -10,6 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from .config import ConfigError
+
 GROUPS = ("polydream.variants", "polydream.tasks")
 
 
@@ -66,8 +68,26 @@ def _load_path(path: str) -> Any:
 
 
 def variant(name: str) -> Any:
-    """The class of a variant, by name or by `module:Class`."""
-    return lookup("polydream.variants", name)
+    """The class of a variant, by name or by `module:Class`; of several joined by + the class that combines them.
+
+    The same names in any order give the same class. Raises KeyError naming the nearest installed names, and ConfigError where
+    variants do not combine.
+    """
+    names = [part.strip() for part in name.split("+")]
+    return _combined(tuple(sorted(names))) if len(names) > 1 else lookup("polydream.variants", name)
+
+
+@cache
+def _combined(names: tuple[str, ...]) -> Any:
+    # Imported here because tasks use this module, too, and know nothing of agents.
+    from .agent import Dreamer
+    from .compose import compose
+
+    parts = [(name, lookup("polydream.variants", name)) for name in names]
+    for name, found in parts:
+        if not (isinstance(found, type) and issubclass(found, Dreamer)):
+            raise ConfigError(f"variant {name!r} is {found!r}, not a class that inherits from polydream.core.agent.Dreamer")
+    return compose(parts)
 
 
 def task(name: str, **options: Any) -> Any:

@@ -64,6 +64,24 @@ class Space:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Member:
+    """One of several tasks that share a spec: what of the shared spaces is its own.
+
+    obs, action: its own spaces. They fill the first elements, along every axis, of the shared spaces of their keys, and the first
+    classes; all else is zeros to see and is ignored when done.
+    limit: longest episode in decisions, or None. low, high: returns that count as scores 0 and 1. success: return from which
+    an episode counts as a success, None where the task has no such thing.
+    """
+
+    obs: Mapping[str, Space]
+    action: Mapping[str, Space]
+    limit: int | None = None
+    low: float = 0.0
+    high: float = 1.0
+    success: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """Everything the engine must know about a task. Frozen; nothing is filled in later.
 
@@ -72,6 +90,9 @@ class Spec:
     hidden: observation keys that neither encoder nor decoder may see.
     repeat: environment steps per decision of the agent; logged steps count environment steps.
     limit: longest episode in decisions, or None when unbounded or unknown.
+    tasks: the tasks behind this spec by name, where there are several. The extra `task` is their number in this order, at every
+        step; such a task has `share(index, count)`, called before the first reset: of `count` environments it is number `index`,
+        and plays every count-th task from number `index` on.
     """
 
     obs: Mapping[str, Space]
@@ -80,6 +101,7 @@ class Spec:
     hidden: frozenset[str] = frozenset()
     repeat: int = 1
     limit: int | None = None
+    tasks: Mapping[str, Member] = field(default_factory=dict)
 
     @property
     def visible(self) -> dict[str, Space]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polydream.core import agent, codec
 from polydream.core.behavior import Behavior
+from polydream.core.promises import Promises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Thrifty(agent.Dreamer):
 
     Config = ThriftyConfig
     cfg: ThriftyConfig
+    promises = Promises(neutral={"price": 0.0})
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
         """The reward for arriving at state t, minus the price of the action that led there."""

@@ -24,7 +24,7 @@ DOORS = {"core": set(), "variants": {"core"}, "tasks": {"core"}, "eval": {"core"
 TASKS_MAY_SEE = {"specs", "rng", "registry", "config"}  # of core; never the agent or the training loop
 LEARNING = {
     "specs", "config", "rng", "maths", "outputs", "nets", "codec", "rssm", "heads", "behavior", "normalizer", "agent", "optim",
-    "openloop",
+    "openloop", "cells", "fused", "scan", "twohot",
 }  # fmt: skip
 LEARNING_LIBRARIES = {"torch", "tensordict", "einops", "numpy"}
 EDGES = {"mlflow", "gymnasium", "dm_control", "mujoco", "matplotlib", "ray", "imageio", "av", "scipy", "plotly"}
@@ -85,8 +85,12 @@ def test_tasks_know_specs_and_not_the_agent() -> None:
 
 
 def test_variants_do_not_import_one_another() -> None:
+    """Parts of a variant may live in files of their own; a variant meets another only through the registry."""
+    entries = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["polydream.variants"]
+    taken = {target.partition(":")[0].rpartition(".")[2] for target in entries.values()}
+    assert "base" in taken
     for path in sources("variants"):
-        assert not [name for level, name in imports(path) if level == 1], path
+        assert not [name for level, name in imports(path) if level == 1 and name.split(".")[0] in taken], path
 
 
 def test_learning_part_needs_few_libraries() -> None:
@@ -125,7 +129,7 @@ def test_files_and_functions_are_short() -> None:
     for path in sources(*ROOMS, "polydream", "benchmarks", "examples"):
         assert path.name != "utils.py", path
         lines = len(path.read_text().splitlines())
-        limit = 150 if path.parent.name == "variants" else 400
+        limit = 200 if path.parent.name == "variants" else 400
         assert lines <= limit, f"{path.relative_to(ROOT)} has {lines} lines"
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):

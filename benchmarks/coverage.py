@@ -1,0 +1,145 @@
+"""How much of a world an explorer sees: `python -m benchmarks.coverage [--seed 0] [--intrinsic 1] [--steps 5000] [--out DIR]`.
+
+Trains `ensemble` on world/rooms25 with the explorer acting in every episode and prints the share of the 665 cells that were
+visited, beside that of uniformly random actions. `--intrinsic 0` is the control: the same two policies, nothing paid for
+disagreement. With --out writes a map of the visits and of the disagreement about every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from polydream.core.presets import resolve
+from polydream.core.registry import task
+from polydream.core.rng import Draws
+from polydream.core.train import Trainer
+from polydream.tasks.grids import rooms
+from polydream.tasks.world import MOVES
+
+FREE = rooms(5, 5)
+TASK = "world/rooms25"
+
+
+def cell(step: dict[str, Any]) -> tuple[int, int]:
+    """Row and column of one environment's step."""
+    return int(np.argmax(step["obs"]["y"])), int(np.argmax(step["obs"]["x"]))
+
+
+def random_visits(steps: int, seed: int) -> np.ndarray:
+    """Visits of every cell by uniformly random actions, int (rows, columns)."""
+    rng, world = np.random.default_rng(seed), task(TASK, seed=seed)
+    visits, step = np.zeros(FREE.shape, int), world.reset()
+    for _ in range(steps):
+        visits[cell(step)] += 1
+        step = world.reset() if step["is_last"] else world.step({"action": rng.integers(0, 5)})
+    return visits
+
+
+def explore(steps: int, seed: int, settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Train and count: visits of every cell, and the disagreement about the ways out of it, both (rows, columns)."""
+    visits = np.zeros(FREE.shape, int)
+    with TemporaryDirectory() as folder:
+        usual = {"steps": steps, "seed": seed, "dir": folder, "log.mlflow": False, "eval.video": False, "save_every": 0}
+        cfg = resolve({"variant": "ensemble", "task": TASK}, usual | settings)
+        with Trainer(cfg) as trainer:
+            stepped = trainer.envs.step
+
+            def counted(actions: Any) -> Any:
+                seen = stepped(actions)
+                visits[int(np.argmax(seen["obs"]["y"][0])), int(np.argmax(seen["obs"]["x"][0]))] += 1
+                return seen
+
+            trainer.envs.step = counted  # type: ignore[method-assign]
+            trainer.run()
+            return visits, doubts(trainer.agent)
+
+
+def doubts(agent: Any, walks: int = 2, length: int = 24, settled: int = 4) -> np.ndarray:
+    """Disagreement about what follows each cell, mean over steps of short random walks from every cell: (rows, columns).
+
+    A recurrent model that is put down in a cell knows less than one that walked there, so the first `settled` steps do not count.
+    """
+    rng = np.random.default_rng(0)
+    cells = np.repeat(np.argwhere(FREE), walks, 0)
+    actions = rng.integers(0, 5, (len(cells), length))
+    places = np.empty((len(cells), length, 2), int)
+    for t in range(length):
+        places[:, t] = cells
+        there = cells + np.array(MOVES)[actions[:, t]]
+        cells = np.where(FREE[there[:, 0], there[:, 1]][:, None], there, cells)
+    eye = np.eye(len(FREE), dtype=np.float32)
+    flags = {k: torch.zeros(places.shape[:2], dtype=torch.bool) for k in ("is_first", "is_last", "is_terminal")}
+    flags["is_first"][:, 0] = True
+    obs = {"y": torch.from_numpy(eye[places[..., 0]]), "x": torch.from_numpy(eye[places[..., 1]])}
+    batch = TensorDict({"obs": obs, "action": {"action": torch.from_numpy(actions)}, **flags}, places.shape[:2])
+    left = agent.measure(batch, Draws(0))[:, settled + 1 :].numpy()  # entry t is about the way from t - 1 to t
+    total, count = np.zeros(FREE.shape), np.zeros(FREE.shape)
+    where = tuple(places[:, settled:-1].reshape(-1, 2).T)
+    np.add.at(total, where, left.ravel())
+    np.add.at(count, where, 1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def picture(visits: np.ndarray, doubt: np.ndarray, path: Path) -> None:
+    """Two maps side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.6, 4.2), layout="constrained")
+    shown = (("visits", np.where(FREE & (visits > 0), np.log10(np.maximum(visits, 1)), np.nan), "log10"), ("disagreement", doubt, ""))
+    for i, (name, values, unit) in enumerate(shown):
+        axes = figure.add_subplot(1, 2, i + 1)
+        axes.imshow(np.where(FREE, 1.0, 0.25), cmap="gray", vmin=0, vmax=1)
+        drawn = axes.imshow(values, cmap="viridis")
+        axes.set_title(f"{name}{', ' + unit if unit else ''}", loc="left", fontsize=11)
+        axes.set_axis_off()
+        figure.colorbar(drawn, ax=axes, shrink=0.8)
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--intrinsic", type=float, default=1.0, help="agent.ensemble.intrinsic; 0 is the control")
+    parser.add_argument("--kind", default="heads", help="agent.ensemble.kind")
+    parser.add_argument("--prior", type=float, default=1.0, help="agent.ensemble.prior")
+    parser.add_argument("--ratio", type=float, default=48.0)
+    parser.add_argument("--out", type=Path, help="folder for the map and the numbers")
+    given = parser.parse_args()
+    settings = {
+        "agent.ensemble.kind": given.kind, "agent.ensemble.intrinsic": given.intrinsic, "agent.ensemble.episodes": 1.0,
+        "agent.ensemble.prior": given.prior,
+        "agent.ensemble.dreams": 0.75, "agent.starts": 4, "batch": 16, "length": 16, "ratio": given.ratio,
+    }  # fmt: skip
+    visits, doubt = explore(given.steps, given.seed, settings)
+    random = random_visits(given.steps, given.seed)
+    row = {
+        "seed": given.seed,
+        "steps": given.steps,
+        "kind": given.kind,
+        "intrinsic": given.intrinsic,
+        "prior": given.prior,
+        "ratio": given.ratio,
+    }
+    row |= {"coverage": float((visits > 0).sum() / FREE.sum()), "random": float((random > 0).sum() / FREE.sum())}
+    never = FREE & (visits == 0)
+    row["doubt_unseen_over_seen"] = float(np.nanmean(doubt[never]) / np.nanmean(doubt[visits > 0])) if never.any() else None
+    print(json.dumps(row), flush=True)
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)
+        name = f"coverage-{given.kind}-{given.intrinsic:g}-prior{given.prior:g}-s{given.seed}"
+        (given.out / f"{name}.json").write_text(json.dumps(row) + "\n")
+        picture(visits, doubt, given.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()

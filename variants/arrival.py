@@ -1,0 +1,56 @@
+"""Having reached a goal: what a dream is paid for it, and the objective that values it. Every reward lies in [0, 1] and is 1 there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core import maths
+from ..core.behavior import CriticConfig, Judgement, Objective
+from ..core.outputs import Output
+
+
+def match(achieved: Tensor, goal: Tensor, tolerance: float) -> Tensor:
+    """1 within `tolerance` of the goal, else 0: embeddings (*, G), compared in the units of the goal -> (*)."""
+    return ((maths.symexp(achieved) - maths.symexp(goal)).norm(dim=-1) <= tolerance).float()
+
+
+def nearness(distance: Tensor) -> Tensor:
+    """1 - d, at least 0. LEXA pays -d: with a learned end of the episode an end would then be worth something."""
+    return 1 - distance.clamp(max=1)
+
+
+def cosine(latent: Tensor, goal: Tensor) -> Tensor:
+    """Cosine of the angle between latents (*, F), moved from [-1, 1] to [0, 1] for the same reason."""
+    return (1 + F.cosine_similarity(latent, goal, dim=-1)) / 2
+
+
+class GoalObjective(Objective):
+    """A reward in [0, 1] that is 1 at the goal, with its own discount.
+
+    absorbing: nothing follows the goal, and what a dream does after arriving teaches nothing. Else being there pays at every step.
+    """
+
+    def __init__(self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool) -> None:
+        super().__init__(features, replace(cfg, horizon=horizon), weight=weight)
+        # What the continue head has learned holds the discount of the environment's reward.
+        self.rate = self.cfg.discount / cfg.discount if cfg.contdisc else 1.0
+        self.absorbing = absorbing
+
+    def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
+        """As the base, where going on also means not to have arrived."""
+        live = cont * self.rate
+        return super().returns(reward, live * (1 - reward) if self.absorbing else live, value, slow)
+
+    def judge(
+        self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
+    ) -> Judgement:
+        """As the base, with loss and advantage (N, H) only until arrival: else staying is most of what is learned, and first."""
+        judged = super().judge(value, slow, reward, cont, update, through)
+        if not self.absorbing:
+            return judged
+        going = F.pad(torch.cumprod(1 - reward[:, 1:-1], 1), (1, 0), value=1.0)
+        return judged._replace(loss=judged.loss * going, advantage=judged.advantage * going)

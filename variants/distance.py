@@ -1,0 +1,50 @@
+"""Temporal distance: how many steps apart two observations are, learned from replayed episodes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.nets import MLP, Linear
+
+EPSILON = 1e-6
+
+
+class Distance(nn.Module):
+    """d(a, b) >= 0 in units of `reach` steps, from two goal embeddings (*, G). d(g, g) is 0 and the triangle inequality holds.
+
+    A metric residual network (Liu et al. 2023, eq. 5): a Euclidean part, and a directed part max(0, max_k (f_k(a) - f_k(b)))
+    for ways that are longer in one direction. A plain network of both (LEXA, Mendonca et al. 2021) does not know that d(g, g) = 0.
+    """
+
+    def __init__(self, inputs: int, units: int, layers: int) -> None:
+        super().__init__()
+        self.mlp = MLP(inputs, units, layers)
+        self.even, self.directed = Linear(self.mlp.width, units), Linear(self.mlp.width, units)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the distance compares: two vectors (*, units)."""
+        hidden = self.mlp(x)
+        return self.even(hidden), self.directed(hidden)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        (even_a, directed_a), (even_b, directed_b) = self.parts(a), self.parts(b)
+        square = (even_a - even_b).square().mean(-1)
+        # The root has no slope at 0; a small constant inside gives it one, and comes off again.
+        return (square + EPSILON).sqrt() - EPSILON**0.5 + F.relu(directed_a - directed_b).amax(-1)
+
+
+def pairs(left: Tensor, reach: int, negatives: float, look: Tensor, far: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Partner and label of every step, (B, T) each, for pairs that the distance is fitted to (LEXA, section 3.2).
+
+    left: steps that follow in the same episode. Partners are 0 ... min(reach, left) steps ahead, label steps / reach; a share of
+    `negatives` is a step of another sequence, label 1, where there is one. look, far, other: uniform (B, T).
+    Returns the flat index into the B * T steps, and the label.
+    """
+    rows, steps = left.shape
+    own = torch.arange(rows * steps, device=left.device).reshape(rows, steps)
+    gap = (look * (left.clamp(max=reach) + 1)).long()
+    elsewhere = (own + steps + (other * (rows - 1) * steps).long() - own % steps) % (rows * steps)
+    negative = (far < negatives) & (rows > 1)
+    return torch.where(negative, elsewhere, own + gap), torch.where(negative, 1.0, gap / reach)

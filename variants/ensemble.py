@@ -1,0 +1,195 @@
+"""Ensembles: knowing what is not known, by one-step disagreement heads, several prior heads, or several world models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from ..core import codec
+from ..core.agent import Config, Dreamer
+from ..core.behavior import Behavior, frozen
+from ..core.config import ConfigError
+from ..core.nets import Linear
+from ..core.normalizer import percentiles
+from ..core.promises import Promises
+from ..core.rng import Draws
+from .disagreement import Disagreement
+from .explorer import Explorer, Novelty
+from .members import kept
+from .priors import MultiPrior, draw_member
+
+NAME = "disagreement"
+"""Of the explorer's reward and of the loss of the heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleConfig:
+    """What is replicated, and what its uncertainty is used for."""
+
+    kind: Literal["heads", "priors"] = "heads"  # one-step predictors beside the model, or prior heads inside it
+    members: int = 5  # E
+    use: Literal["explore", "pessimism", "measure"] = "explore"  # pay a second policy for it, charge the task policy, or only report it
+    intrinsic: float = 1.0  # explorer: weight of the disagreement advantage
+    extrinsic: float = 0.0  # explorer: weight of what the task policy climbs
+    dreams: float = 0.5  # share of dreams that are the explorer's; 0 leaves no explorer
+    episodes: float = 0.5  # share of training episodes that it acts in; evaluation is always the task policy's
+    until: int = 0  # updates after which the explorer acts and dreams no more; 0 means never
+    pessimism: float = 1.0  # lambda: reward minus lambda times uncertainty
+    stop: float = 0.0  # end dreams where uncertainty exceeds this quantile of the first step out of replay; 0 never does
+    target: Literal["stoch", "deter", "tokens"] = "stoch"  # heads: what they predict of the next step
+    layers: int = 2  # heads: dense units of each
+    units: int = 64  # heads: width of each
+    prior: float = 1.0  # heads: weight of the fixed random networks added to them; 0 leaves them out
+    bootstrap: float = 1.0  # heads: share of the replayed steps that each member is trained on
+    redraw: Literal["dream", "step"] = "dream"  # priors: when another member is drawn
+
+    def __post_init__(self) -> None:
+        if self.stop and self.use == "explore":
+            raise ConfigError("ensemble.stop cuts off what ensemble.use=explore pays for: choose pessimism or measure beside it")
+        if self.members < 1:
+            raise ConfigError(f"ensemble.members must be at least 1, got {self.members}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleAgentConfig(Config):
+    """Knobs of the base agent, and `ensemble`."""
+
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+
+
+class Ensemble(Dreamer):
+    """Plan2Explore (Sekar et al. 2020) and its kin: a reward for, a charge on or a measure of what members disagree about.
+
+    The state carries `explore`, who acts in this dream or episode, and `member`, the prior head it follows.
+    """
+
+    Config = EnsembleAgentConfig
+    cfg: EnsembleAgentConfig
+    promises = Promises(
+        neutral={"ensemble.kind": "heads", "ensemble.use": "measure", "ensemble.stop": 0.0},
+        turn={"ensemble.stop": (0.9,)},
+        beside={
+            "ensemble.pessimism": {"ensemble.use": "pessimism"},
+            "ensemble.stop": {"ensemble.use": "measure"},
+            "ensemble.redraw": {"ensemble.kind": "priors"},
+        },
+    )
+
+    @property
+    def explores(self) -> bool:
+        """Whether there is an explorer."""
+        return self.cfg.ensemble.use == "explore" and self.cfg.ensemble.dreams > 0
+
+    def build(self) -> dict[str, nn.Module]:
+        """Adds `disagreement`, or replaces `rssm` by one with several prior heads."""
+        nets, e = super().build(), self.cfg.ensemble
+        tokens: int = nets["encoder"].width  # type: ignore[assignment]
+        latent: int = nets["rssm"].latent_width  # type: ignore[assignment]
+        if e.kind == "priors":
+            return nets | {
+                "rssm": MultiPrior(self.cfg.dynamics, self.spec.action_width, tokens, self.cfg.rssm, members=e.members, redraw=e.redraw)
+            }
+        width = {"stoch": self.cfg.rssm.stoch * self.cfg.rssm.classes, "deter": self.cfg.rssm.deter, "tokens": tokens}[e.target]
+        inputs = latent + self.spec.action_width
+        return nets | {NAME: Disagreement(inputs, width, members=e.members, units=e.units, layers=e.layers, prior=e.prior)}
+
+    def build_behaviors(self) -> dict[str, Behavior]:
+        """Gives the acting behavior a second policy, where there is an explorer."""
+        behaviors, e = super().build_behaviors(), self.cfg.ensemble
+        main = behaviors["main"]
+        if e.use == "pessimism" and "extrinsic" not in main.terms():
+            raise ConfigError(f"ensemble.use=pessimism charges the task's reward, but the policy climbs {', '.join(main.terms())}")
+        if not self.explores:
+            return behaviors
+        width = next(m.in_features for m in main.policy.modules() if isinstance(m, Linear))
+        return behaviors | {"main": Explorer(main, NAME, Novelty(width, self.cfg.critic), e.intrinsic, e.extrinsic)}
+
+    def scales(self) -> dict[str, float]:
+        """The heads share nothing with the rest, so their weight is no matter of taste: 1."""
+        named = super().scales()
+        if self.explores:
+            named[f"value/{NAME}"] = self.cfg.scales.value
+        return named | ({NAME: 1.0} if self.cfg.ensemble.kind == "heads" else {})
+
+    def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
+        """Who acts, and which member is followed. Observations of a player come without the flags that collected steps have: it
+        gets the task policy."""
+        found, e = super().context(data, state, draws), self.cfg.ensemble
+        if e.kind == "priors":
+            found["member"] = draw_member(draws, "member", e.members, *state.batch_size)
+        if self.explores:
+            collecting = self.training and "is_last" in data
+            share = e.dreams if state.batch_dims == 2 else e.episodes if collecting else 0.0
+            chosen = draws.uniform("explore", *state.batch_size)
+            assert chosen is not None
+            found["explore"] = (chosen < share) & (self.updates < (e.until or torch.inf))
+        return found
+
+    def view(self, state: TensorDict) -> Tensor:
+        """Where there is an explorer, one more feature says whose state it is."""
+        seen = super().view(state)
+        return torch.cat([seen, state["explore"].unsqueeze(-1).to(seen.dtype)], -1) if self.explores else seen
+
+    def uncertainty(self, dream: TensorDict) -> Tensor:
+        """What members disagree about on the way to each state of a dream (N, H + 1): nats, or the heads' standard deviation.
+
+        Heads know no way to the first state: their entry 0 is 0.
+        """
+        if self.cfg.ensemble.kind == "priors":
+            return self.rssm.uncertainty(dream["deter"])  # type: ignore[operator]
+        heads: Disagreement = self.nets[NAME]  # type: ignore[assignment]
+        left = heads.uncertainty(self.latent(dream)[:, :-1], self._joined(dream["action"])[:, :-1])
+        return torch.cat([torch.zeros_like(left[:, :1]), left], 1)
+
+    def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Ends dreams where they leave what is known, if asked to. `trust` (N, H + 1) is what the model itself says of going on."""
+        dream, e = super().imagine(start, draws), self.cfg.ensemble
+        if not e.stop:
+            return dream
+        doubt = self.uncertainty(dream)
+        limit, _ = percentiles(doubt[:, 1], 100 * e.stop, 100)
+        ends = doubt[:, 1:] > limit
+        cont = dream["cont"]
+        return dream.set("trust", cont).set("cont", torch.cat([cont[:, :1], cont[:, 1:] * ~ends], 1))
+
+    def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
+        """Adds the explorer's reward, or takes the charge off the task's. A stopped dream is paid the value of where it stopped."""
+        rewards, e = super().rewards(dream), self.cfg.ensemble
+        if e.use == "pessimism":
+            rewards["extrinsic"] = rewards["extrinsic"] - e.pessimism * self.uncertainty(dream)
+        if e.stop:
+            rest = dream["trust"] - dream["cont"]
+            for name, objective in self.main.terms().items():
+                with frozen(objective):
+                    offset, scale = objective.valnorm.stats()
+                    rewards[name] = rewards[name] + rest * (objective.bootstrap(self.view(dream)).pred() * scale + offset)
+        return rewards | ({NAME: self.uncertainty(dream)} if self.explores else {})
+
+    def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
+        """Adds the loss (B, T - 1) of the heads on every transition within an episode."""
+        losses, e = super().model_losses(batch, post), self.cfg.ensemble
+        if e.kind != "heads":
+            return losses
+        targets = {"stoch": lambda: self.rssm.log_probs(post["logits"]).exp().flatten(-2), "deter": lambda: post["deter"]}
+        target = targets.get(e.target, lambda: self.encode(batch))()
+        action = codec.flat(self.spec.action, batch["action"], squash=False)
+        keep = kept(batch["stepid"], e.members, e.bootstrap)[:, :-1] if e.bootstrap < 1 and "stepid" in batch else None
+        heads: Disagreement = self.nets[NAME]  # type: ignore[assignment]
+        loss = heads.loss(self.latent(post)[:, :-1], action[:, :-1], target[:, 1:], keep)
+        return losses | {NAME: loss * ~batch["is_first"][:, 1:]}
+
+    def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Adds the mean uncertainty of replayed transitions."""
+        metrics, pictures = super().report(batch, draws)
+        return metrics | {"uncertainty": self.measure(batch, draws).mean()}, pictures
+
+    @torch.no_grad()
+    def measure(self, batch: TensorDict, draws: Draws) -> Tensor:
+        """Uncertainty (B, T) of replayed steps: of the way to each of them from the one before."""
+        state, data, previous = self.replay_context(batch, 0)
+        post = self.rssm.observe(self.encode(data), previous, data["is_first"], state, draws)
+        return self.uncertainty(post.set("action", codec.model_actions(self.spec.action, data["action"])))
