@@ -6,12 +6,13 @@ WORKERS ?= 2
 DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 TORCH := $(shell sed -n 's/^torch==//p' requirements.txt)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types pytest install clean
+.PHONY: help demo test lint types pytest faults install benchmark-peers clean
 
 help:
 	@echo "make demo     train a small agent on dm_control's cartpole in a few minutes, with a report (ARGS=\"--seed 1\")"
@@ -19,7 +20,9 @@ help:
 	@echo "make lint     ruff only"
 	@echo "make types    mypy only"
 	@echo "make pytest   the tests only (ARGS=\"-k config\")"
+	@echo "make faults   the full campaigns of docs/reliability.md, up to an hour: kills, damaged files, full disks, hostile files"
 	@echo "make install  the environment in $(VENV), with $(PYTHON)"
+	@echo "make benchmark-peers  other people's DreamerV3 in $(PEERS), for python -m benchmarks.update --peers sheeprl,torchrl"
 	@echo "make clean    remove caches and build products, keep $(VENV) and runs/"
 
 demo: $(STAMP)
@@ -43,7 +46,19 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
+# The short lane of the same campaigns is part of `make test`. One process, so that one table comes out at the end.
+faults: $(STAMP)
+	POLYDREAM_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults $(ARGS)
+
 install: $(STAMP)
+
+# The same torch as ours, and before the rest, so that nothing else chooses one.
+benchmark-peers: $(STAMP)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	version=$$($(BIN)/python -c 'import torch; print(torch.__version__)'); \
+	$(PEERS)/bin/python -m pip install --quiet "torch==$$version" || \
+	$(PEERS)/bin/python -m pip install --quiet "torch==$$version" --index-url $(CPU_INDEX)
+	$(PEERS)/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
 
 # On Linux, PyPI's torch brings gigabytes of CUDA libraries. A machine without an NVIDIA GPU takes the CPU build instead:
 # from the indexes that pip is set up with, where they have one (2.13.0+cpu is newer than 2.13.0), else from pytorch.org.

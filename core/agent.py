@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -11,51 +10,16 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from . import codec, openloop
-from .behavior import ActorConfig, Behavior, CriticConfig, Objective, actor_critic, frozen, replay_value
-from .codec import CodecConfig, Decoder, Encoder
-from .heads import Head, HeadConfig, Policy
+from .behavior import Behavior, Objective, actor_critic, frozen, replay_value
+from .codec import Decoder, Encoder
+from .heads import Head, Policy
+from .knobs import Config as Config
 from .nets import RMSNorm, initialize
-from .optim import OptimConfig, Optimizer, grad_norm, make_groups
+from .optim import Optimizer, finite, grad_norm, make_groups
 from .outputs import Output
 from .rng import Draws
-from .rssm import RSSM, Cell, RSSMConfig
+from .rssm import RSSM
 from .specs import Space, Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scales:
-    """Weights of the base agent's losses in the one sum that is minimised."""
-
-    rec: float = 1.0  # reconstruction of each observation key
-    reward: float = 1.0
-    cont: float = 1.0
-    dyn: float = 1.0  # the prior follows the posterior
-    rep: float = 0.1  # the posterior stays predictable
-    policy: float = 1.0
-    value: float = 1.0  # critics on dreams
-    repval: float = 0.3  # critics on replayed steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Knobs of the base agent. The defaults are profile v3 at size1m."""
-
-    dynamics: Cell = "block_gru"  # kind of recurrent cell
-    dream: int = 15  # H, imagined steps
-    starts: int = 0  # dreams start at the last so many replayed steps of each sequence; 0 means all
-    reward_grad: bool = True  # the reward loss shapes the latents
-    repval_grad: bool = True  # so does the critics' loss on replayed steps
-    augment: Literal["none", "shift"] = "none"  # shift moves images by a few pixels, per sequence
-    encoder: CodecConfig = field(default_factory=CodecConfig)
-    decoder: CodecConfig = field(default_factory=CodecConfig)
-    rssm: RSSMConfig = field(default_factory=RSSMConfig)
-    reward: HeadConfig = field(default_factory=lambda: HeadConfig(outscale=0.0))
-    cont: HeadConfig = field(default_factory=lambda: HeadConfig(dist="binary"))
-    actor: ActorConfig = field(default_factory=ActorConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    scales: Scales = field(default_factory=Scales)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
 
 AgentConfig = Config
 
@@ -100,8 +64,8 @@ class Dreamer(nn.Module):
         encoder = Encoder(visible, cfg.encoder)
         rssm = RSSM(cfg.dynamics, self.spec.action_width, encoder.width, cfg.rssm)
         decoder = Decoder(visible, cfg.rssm.deter, cfg.rssm.stoch * cfg.rssm.classes, cfg.decoder)
-        width = rssm.latent_width
-        return {"encoder": encoder, "rssm": rssm, "decoder": decoder, "reward": Head(width, cfg.reward), "cont": Head(width, cfg.cont)}
+        heads = {"reward": Head(rssm.latent_width, cfg.reward), "cont": Head(rssm.latent_width, cfg.cont)}
+        return {"encoder": encoder, "rssm": rssm, "decoder": decoder, **heads}
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """Seam: policies with their objectives. `main` is the one that acts."""
@@ -122,8 +86,7 @@ class Dreamer(nn.Module):
         """Seam: change a replayed batch (B, T) before anything is computed from it. The base may augment images."""
         if self.cfg.augment == "none":
             return batch
-        images = [k for k, s in self.spec.visible.items() if s.image]
-        return batch.copy().set("obs", codec.random_shift(batch["obs"], images, draws))
+        return batch.copy().set("obs", codec.random_shift(batch["obs"], [k for k, s in self.spec.visible.items() if s.image], draws))
 
     def encode(self, data: TensorDict) -> Tensor:
         """Seam: observations of steps (*) -> tokens (*, tokens)."""
@@ -141,6 +104,14 @@ class Dreamer(nn.Module):
         joined = state.get("joined", None)
         return torch.cat([state["deter"], state["stoch"].flatten(-2)], -1) if joined is None else joined
 
+    def predict(self, name: str, state: TensorDict) -> Output:
+        """Seam: what a head of the world model, `reward` or `cont`, says of states (*)."""
+        return self.nets[name](self.latent(state))
+
+    def reconstruct(self, state: TensorDict, data: TensorDict) -> dict[str, Output]:
+        """Seam: the observations of steps (*) by key, as their states show them."""
+        return self.decoder(state["deter"], state["stoch"])
+
     def view(self, state: TensorDict) -> Tensor:
         """Seam: what actor and critic see of a state: (*, F)."""
         return self.latent(state)
@@ -154,21 +125,18 @@ class Dreamer(nn.Module):
     def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
         """Seam: dream from states (N,) to (N, H + 1) states with their actions and `cont`, the probability of going on."""
         dream = self.rollout(start, draws)
-        return dream.set("cont", self.cont(self.latent(dream)).pred())
+        return dream.set("cont", self.predict("cont", dream).pred())
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
         """Seam: rewards (N, H + 1) of a dream by objective; entry t is for arriving at state t."""
-        return {"extrinsic": self.reward(self.latent(dream)).pred()}
+        return {"extrinsic": self.predict("reward", dream).pred()}
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Seam: losses (B, T) that train the world model, besides dyn and rep."""
-        latent = self.latent(post)
-        outputs: dict[str, Output] = self.decoder(post["deter"], post["stoch"])
-        losses = {f"rec/{k}": o.loss(batch["obs", k]) for k, o in outputs.items()}
-        seen = latent if self.cfg.reward_grad else latent.detach()
-        losses["reward"] = self.reward(seen).loss(batch["reward"])
+        losses = {f"rec/{k}": o.loss(batch["obs", k]) for k, o in self.reconstruct(post, batch).items()}
+        losses["reward"] = self.predict("reward", post if self.cfg.reward_grad else post.detach()).loss(batch["reward"])
         alive = (~batch["is_terminal"]).float()
-        losses["cont"] = self.cont(latent).loss(alive * (self.cfg.critic.discount if self.cfg.critic.contdisc else 1.0))
+        losses["cont"] = self.predict("cont", post).loss(alive * (self.cfg.critic.discount if self.cfg.critic.contdisc else 1.0))
         return losses
 
     def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
@@ -279,8 +247,7 @@ class Dreamer(nn.Module):
     def _dream(self, post: TensorDict, draws: Draws) -> tuple[TensorDict, dict[str, Tensor]]:
         """Dreams (N, H + 1) from posterior states (B, T), and their rewards by objective."""
         start = post.exclude("logits").detach().reshape(-1)
-        behaviors: list[Behavior] = list(self.behaviors.values())  # type: ignore[arg-type]
-        differentiable = any(b.through_dynamics for b in behaviors)
+        differentiable = any(b.through_dynamics for b in self.behaviors.values())
         # With the score-function gradient nothing of the dream needs a graph; through the dynamics only actions carry one.
         scope: AbstractContextManager[None] = frozen(*self.nets.values()) if differentiable else torch.no_grad()
         # A region of its own: an autocast keeps its casts of the weights, and those made without a graph must not reach what follows.
@@ -292,12 +259,11 @@ class Dreamer(nn.Module):
         self, dream: TensorDict, rewards: dict[str, Tensor], batch: TensorDict, post: TensorDict, update: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and metrics of every behavior, on dreams (N, H + 1) and on the replayed steps (B, T) they started from."""
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Tensor] = {}
+        losses, metrics = dict[str, Tensor](), dict[str, Tensor]()
         behaviors: dict[str, Behavior] = dict(self.behaviors.items())  # type: ignore[arg-type]
         for name, behavior in behaviors.items():
-            own = {k: rewards[k] for k in behavior.terms()}
-            terms, returns, extra = actor_critic(behavior, self.view(dream), dream["action"], own, dream["cont"], update)
+            seen, own = behavior.excerpt(dream, {k: rewards[k] for k in behavior.terms()})
+            terms, returns, extra = actor_critic(behavior, self.view(seen), seen["action"], own, seen["cont"], update)
             if self.scales().get("repval"):
                 seen = self.view(post) if self.cfg.repval_grad else self.view(post).detach()
                 terms |= replay_value(behavior, seen, batch, returns, update)
@@ -343,16 +309,23 @@ class Dreamer(nn.Module):
         A pure function of weights, batch and draws.
         """
         state, data, previous = self.replay_context(batch, context)
+        kept = [b.clone() for b in self.buffers()]  # normalisers move while the losses are computed
         losses, post, metrics = self.losses(data, state, previous, draws)
         loss, means = self.total(losses)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         metrics["grad_norm/actor"] = grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
-        metrics |= means | optimizer.step()
-        metrics["opt/loss"] = loss.detach()
-        self.updates += 1
-        for objective in self._objectives():
-            objective.follow(int(self.updates))
+        metrics |= means | {"opt/loss": loss.detach()}
+        good = finite((loss, data["reward"].sum()), (p.grad for p in self.parameters() if p.grad is not None))
+        metrics["opt/skipped"] = (~good).float()
+        if good:
+            metrics |= optimizer.step()
+            self.updates += 1
+            for objective in self._objectives():
+                objective.follow(int(self.updates))
+        else:
+            for buffer, before in zip(self.buffers(), kept, strict=True):
+                buffer.copy_(before)
         # What a prioritised replay goes by: how badly the world model explains each step.
         scales = self.scales()
         priority = sum((scales[k] * v.detach() for k, v in losses.items() if v.shape == data.batch_size), torch.zeros(()))
@@ -383,14 +356,12 @@ class Dreamer(nn.Module):
         Uses the same `encode`, `observe`, `context` and `act` as training.
         """
         first = data["is_first"]
-        tokens = self.encode(data)
-        previous = self._joined(state["action"])
+        tokens, previous = self.encode(data), self._joined(state["action"])
         post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)[:, 0]
         state = state.copy().update(post.select("deter", "stoch"))
         fresh = self.context(data, state, draws)
         for key in fresh.keys(True, True):
-            kept = state.get(key, None)
-            chosen = fresh[key]
+            kept, chosen = state.get(key, None), fresh[key]
             state.set(key, chosen if kept is None else torch.where(first.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, kept))
         state = self.act(state, draws)
         return codec.env_actions(self.spec.action, state["action"]), state

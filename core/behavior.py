@@ -106,6 +106,14 @@ class Objective(nn.Module):
         disc = 1.0 if self.cfg.contdisc else self.cfg.discount
         return torch.cumprod(disc * cont.detach(), 1) / disc
 
+    def spread(self, returns: Tensor, value: Output, update: bool = True) -> tuple[Tensor, Tensor]:
+        """Offset and scale of returns (N, H), broadcastable to them; the scale divides the advantage. value: what the critic said."""
+        return self.retnorm(returns, update)
+
+    def discount(self, value: Output) -> Tensor | float:
+        """Discount of replayed steps (B, T), broadcastable to them. value: what the critic said of them."""
+        return self.cfg.discount
+
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
     ) -> Judgement:
@@ -123,7 +131,7 @@ class Objective(nn.Module):
             ret, base = self.returns(reward, cont, own, slow_pred)
         else:
             ret, base = self.returns(reward, cont, *[through * scale + offset] * 2)
-        low, spread = self.retnorm(ret, update)
+        low, spread = self.spread(ret, value, update)
         advantage = (ret - base[:, :-1]) / spread
         offset, scale = self.valnorm(ret, update)
         target = (ret - offset) / scale
@@ -143,7 +151,7 @@ class Objective(nn.Module):
             "ret_min": scaled.min(),
             "ret_max": scaled.max(),
             "ret_rate": (scaled.abs() >= 1).float().mean(),
-            "ret_scale": spread,
+            "ret_scale": spread.mean(),
         }
         return Judgement(loss, ret, advantage, {k: v.detach() for k, v in metrics.items()})
 
@@ -151,7 +159,7 @@ class Objective(nn.Module):
         self, value: Output, slow: Output, reward: Tensor, boot: Tensor, is_last: Tensor, is_terminal: Tensor, update: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Value loss and returns on replayed steps, each (B, T - 1): rewards as received, bootstrapped by dreamed returns `boot` (B, T)."""
-        live = (~is_terminal).float() * self.cfg.discount
+        live = (~is_terminal).float() * self.discount(value)
         carry = (~is_last).float() * self.cfg.lam
         ret = maths.lambda_return(reward, boot.detach(), live, carry)
         offset, scale = self.valnorm(ret, update)
@@ -184,6 +192,14 @@ class Behavior(nn.Module):
         """The objectives by name."""
         return dict(self.objectives.items())  # type: ignore[arg-type]
 
+    def excerpt(self, dream: TensorDict, rewards: Mapping[str, Tensor]) -> tuple[TensorDict, Mapping[str, Tensor]]:
+        """What of the dreams (N, H + 1) this behavior is trained on, with its rewards: all. For behaviors on another scale of time."""
+        return dream, rewards
+
+    def temperature(self, dists: Mapping[str, Output], update: bool = True) -> Tensor | float:
+        """Weight of the policy's entropy in nats, given what the policy says of the dreams. update=False leaves controllers alone."""
+        return self.cfg.entropy
+
     def combine(self, advantages: Mapping[str, Tensor]) -> Tensor:
         """One advantage (N, H) out of those of all objectives: their weighted sum."""
         total = [o.weight * advantages[name] for name, o in self.terms().items()]
@@ -205,7 +221,7 @@ class Behavior(nn.Module):
             gain = maths.symlog(gain)
         if not self.through_dynamics:
             gain = gain.detach() * sum(d.logp(action[k].detach()[:, :-1]) for k, d in dists.items())
-        loss = weight[:, :-1] * -(gain + self.cfg.entropy * sum(entropies.values()))
+        loss = weight[:, :-1] * -(gain + self.temperature(dists, update) * sum(entropies.values()))
         metrics: dict[str, Tensor] = {f"ent/{k}": e.mean().detach() for k, e in entropies.items()}
         # How random a discrete policy is, from 0 to 1.
         metrics |= {f"rand/{k}": metrics[f"ent/{k}"] / d.max_entropy() for k, d in dists.items() if isinstance(d, Categorical)}

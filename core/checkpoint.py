@@ -2,108 +2,177 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
-import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from . import durable
 from .agent import Dreamer
-from .config import ConfigError, to_dict
+from .config import ConfigError, leaves, to_dict
 from .optim import Optimizer
 from .presets import restore
 from .registry import variant
 from .run import RunConfig
-from .specs import Space, Spec
+from .specs import Member, Space, Spec
 
-SCHEMA = 1
+SCHEMA = 2
 KEEP = 2
+NAME = re.compile(r"(\d{12})(\.\d{3})?")
+"""Folders of checkpoints: the environment step, and a number where there is more than one of that step."""
+PAYLOAD = re.compile(r"[a-z]{1,32}\.(safetensors|json)")
+TEXT = 8 << 20
+"""Bytes that the JSON of a checkpoint and the header of its tensors may have: they grow when they are read."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing or damaged. The message is one line and names it."""
 
 
-def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = KEEP) -> Path:
     """Write `root/<step>`: one safetensors file per group of tensors, state.json, and a manifest with sizes and hashes.
 
-    state: numbers, text, lists and mappings of them, and numpy arrays anywhere inside. Payload is fsynced before the
-    manifest, the manifest before one rename; older checkpoints but the newest `KEEP` go after the new one verifies.
+    state: numbers, text, lists and mappings of them, and numpy arrays anywhere inside. Payload is on the disk before the
+    manifest is written, the manifest before one rename; older checkpoints but the newest `keep` go after the new one was read
+    back. A checkpoint that is there is never written over: a second one of a step gets a number.
+    Raises CheckpointError where it cannot be read back, OSError where it cannot be written; nothing is lost then.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    work = root / f".{step:012d}-{uuid.uuid4().hex[:8]}"
+    durable.make_folder(root)
+    final = _vacant(root, step)
+    work = durable.hidden(root, final.name)
     work.mkdir()
-    plain, arrays = pack(state)
-    groups = {**tensors, "state": {k: torch.from_numpy(np.require(v, requirements="C")) for k, v in arrays.items()}}
-    for name, group in groups.items():
-        save_file({k: v.detach().cpu().contiguous() for k, v in group.items()}, work / f"{name}.safetensors")
-    (work / "state.json").write_text(json.dumps(plain, indent=1, allow_nan=True))
-    files = sorted(work.iterdir())
-    for path in files:
-        _sync(path)
-    manifest = {"schema": SCHEMA, "step": step, "torch": torch.__version__, "files": {p.name: _fingerprint(p) for p in files}}
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    _sync(work / "manifest.json")
-    final = root / f"{step:012d}"
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(work, final)
-    _sync(root)
+    try:
+        _fill(work, step, tensors, state)
+        durable.sync(work)
+        os.replace(work, final)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    durable.sync(root)
     if reason := damage(final):
+        durable.discard(final)
         raise CheckpointError(f"{final} could not be read back: {reason}")
-    for old in complete(root)[:-KEEP]:
-        shutil.rmtree(old)
+    for old in complete(root)[:-keep]:
+        durable.discard(old)
     return final
 
 
+def _vacant(root: Path, step: int) -> Path:
+    """Where the next checkpoint of a step belongs, so that it sorts behind all others of that step."""
+    taken = [p.name for p in folders(root) if p.name.startswith(f"{step:012d}")]
+    return root / (f"{step:012d}.{int(taken[-1][13:] or 0) + 1:03d}" if taken else f"{step:012d}")
+
+
+def _fill(work: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    plain, arrays = pack(state)
+    groups = {**tensors, "state": {k: torch.from_numpy(np.require(v, requirements="C")) for k, v in arrays.items()}}
+    files = {}
+    for name, group in groups.items():
+        content = save_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()})
+        files[f"{name}.safetensors"] = durable.write(work / f"{name}.safetensors", content)
+    files["state.json"] = durable.write(work / "state.json", json.dumps(plain, indent=1, allow_nan=True).encode())
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "polydream": _version()}
+    manifest = {"schema": SCHEMA, "step": step, "versions": versions, "files": files}
+    durable.write(work / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def _version() -> str:
+    from polydream import __version__
+
+    return __version__
+
+
+def folders(root: Path) -> list[Path]:
+    """Checkpoints below `root`, whole or damaged, oldest first, by scanning; nothing points at the newest."""
+    return sorted(p for p in root.iterdir() if NAME.fullmatch(p.name)) if root.is_dir() else []
+
+
 def complete(root: Path) -> list[Path]:
-    """Finished checkpoints below `root`, oldest first, by scanning; nothing points at the newest."""
-    return sorted(p for p in root.glob("[0-9]*") if (p / "manifest.json").is_file())
+    """Finished checkpoints below `root`, oldest first: those with a manifest."""
+    return [p for p in folders(root) if (p / "manifest.json").is_file()]
 
 
 def damage(path: Path) -> str:
     """What is wrong with a checkpoint, or nothing."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
+        manifest = read_json(path / "manifest.json")
+    except (OSError, ValueError, RecursionError):
         return "the manifest is missing or unreadable"
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not {"state.json", "state.safetensors"} <= files.keys():
+        return "the manifest names no files"
     if manifest.get("schema") != SCHEMA:
         return f"it has format {manifest.get('schema')}, this version reads {SCHEMA}"
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _fingerprint(file) != expected:
-            return f"{name} has been changed or cut"
+    for name, expected in files.items():
+        if not PAYLOAD.fullmatch(name):
+            return f"the manifest names {name[:80]!r}, which is no file of a checkpoint"
+        if reason := durable.unfit(path / name, expected):
+            return reason
     return ""
 
 
-def newest(root: Path, say: Any = print) -> Path:
-    """The newest checkpoint that verifies; damaged ones are named through `say` and passed over."""
-    found = complete(root)
-    for path in reversed(found):
-        reason = damage(path)
-        if not reason:
-            return path
-        say(f"checkpoint {path} is damaged ({reason}); using the one before")
-    raise CheckpointError(f"no {'intact ' if found else ''}checkpoint in {root}")
+def read_json(path: Path) -> Any:
+    """Raises ValueError where the file is too large to be ours or not JSON, OSError, RecursionError."""
+    if path.stat().st_size > TEXT:
+        raise ValueError(f"{path.name} is larger than {TEXT} bytes")
+    return json.loads(path.read_text())
+
+
+def intact(root: Path, say: Callable[[str], None] = print) -> Iterator[Path]:
+    """Checkpoints that verify, newest first; damaged ones are named through `say` and passed over."""
+    for path in reversed(folders(root)):
+        if reason := damage(path):
+            say(f"checkpoint {path} is damaged ({reason}); using the one before")
+        else:
+            yield path
+
+
+def newest(root: Path, say: Callable[[str], None] = print) -> Path:
+    """The newest checkpoint that verifies. Raises CheckpointError where there is none."""
+    for path in intact(root, say):
+        return path
+    raise CheckpointError(f"no {'intact ' if folders(root) else ''}checkpoint in {root}")
+
+
+def set_aside(path: Path) -> None:
+    """Move a damaged checkpoint out of the way, to `damaged-<name>`, so that it is neither counted nor met again."""
+    target = path.with_name(f"damaged-{path.name}")
+    if target.exists():
+        durable.discard(target)
+    os.replace(path, target)
 
 
 def read(path: Path, device: str = "cpu") -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Tensors by group and state of a checkpoint whose files match their manifest."""
+    """Tensors by group and state of a checkpoint whose files match their manifest. Only files that the manifest names are read."""
     if reason := damage(path):
         raise CheckpointError(f"{path} cannot be used: {reason}")
-    groups = {p.stem: load_file(p, device=device) for p in path.glob("*.safetensors")}
-    arrays = {k: v.cpu().numpy() for k, v in groups.pop("state").items()}
-    return groups, unpack(json.loads((path / "state.json").read_text()), arrays)
+    try:
+        names = [n.removesuffix(".safetensors") for n in read_json(path / "manifest.json")["files"] if n.endswith(".safetensors")]
+        groups = {name: _read_tensors(path / f"{name}.safetensors", device) for name in names}
+        arrays = {k: v.cpu().numpy() for k, v in groups.pop("state").items()}
+        state = unpack(read_json(path / "state.json"), arrays)
+        if not isinstance(state, dict):
+            raise ValueError("state.json holds no mapping")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be used: {' '.join(str(error).split())[:200]}") from error
+    return groups, state
+
+
+def _read_tensors(path: Path, device: str) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > TEXT:
+            raise ValueError(f"{path.name} declares a header of more than {TEXT} bytes")
+    return {k: v.to(device) for k, v in load_tensors(path.read_bytes()).items()}
 
 
 def locate(path: Path) -> Path:
@@ -111,18 +180,48 @@ def locate(path: Path) -> Path:
     if (path / "manifest.json").is_file():
         return path
     for root in (path / "checkpoints", path):
-        if root.is_dir() and complete(root):
+        if folders(root):
             return newest(root)
     raise CheckpointError(f"no checkpoint in {path}: give a run directory that holds checkpoints/, or a checkpoint")
 
 
-def load_agent(path: Path, device: str = "cpu") -> Dreamer:
-    """The trained agent of a run directory or checkpoint, rebuilt from nothing else."""
-    groups, state = read(locate(path), device)
-    cfg = restore(state["config"])
-    agent = variant(cfg.variant)(spec_from(state["spec"]), cfg.agent)
-    agent.to(device).load_state_dict(groups["agent"])
+def load_agent(path: Path, device: str = "cpu", code: Collection[str] = ()) -> Dreamer:
+    """The trained agent of a run directory or checkpoint, rebuilt from nothing else.
+
+    code: `module:Class` names that the caller vouches for; a checkpoint that names any other is refused, because importing runs
+    it. Raises CheckpointError for what is missing or damaged, and where weights and configuration do not belong together.
+    """
+    path = locate(path)
+    groups, state = read(path, device)
+    try:
+        cfg = restore(state["config"], code)
+        spec = spec_from(state["spec"])
+        _refuse_mismatch(cfg, spec, groups["agent"])
+        agent: Dreamer = variant(cfg.variant)(spec, cfg.agent)
+        agent.to(device).load_state_dict(groups["agent"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError | ConfigError):
+            raise
+        raise CheckpointError(f"{path} cannot be used: {' '.join(str(error).split())[:200]}") from error
     return agent
+
+
+def _refuse_mismatch(cfg: RunConfig, spec: Spec, tensors: Mapping[str, Tensor]) -> None:
+    """Compare what the configuration would make with the tensors that are there, before memory is taken for it."""
+    elements = sum(v.numel() for v in tensors.values())
+    for name, value in leaves(cfg.agent).items():
+        if (
+            name.endswith(("layers", "depth", "units", "deter", "hidden", "stoch", "classes"))
+            and isinstance(value, int)
+            and value > elements
+        ):
+            raise CheckpointError(f"the checkpoint declares agent.{name}={value} and holds {elements} numbers")
+    with torch.device("meta"):
+        wanted = {k: tuple(v.shape) for k, v in variant(cfg.variant)(spec, cfg.agent).state_dict().items()}
+    there = {k: tuple(v.shape) for k, v in tensors.items()}
+    for key in sorted(wanted.keys() | there.keys()):
+        if wanted.get(key) != there.get(key):
+            raise CheckpointError(f"weights and configuration differ: {key} is {there.get(key)}, the configuration makes {wanted.get(key)}")
 
 
 def agent_tensors(agent: Dreamer, optimizer: Optimizer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -158,13 +257,23 @@ def spec_to(spec: Spec) -> dict[str, Any]:
     """A spec as plain values."""
     groups = {g: {k: _space(s) for k, s in getattr(spec, g).items()} for g in ("obs", "action", "extras")}
     # The order of observation keys decides the order of image channels; JSON objects keep it.
-    return {**groups, "hidden": sorted(spec.hidden), "repeat": spec.repeat, "limit": spec.limit}
+    plain = {**groups, "hidden": sorted(spec.hidden), "repeat": spec.repeat, "limit": spec.limit}
+    return plain | ({"tasks": {name: _member(member) for name, member in spec.tasks.items()}} if spec.tasks else {})
 
 
 def spec_from(data: Mapping[str, Any]) -> Spec:
     """The inverse of `spec_to`."""
-    groups = {g: {k: Space(**{n: _tuple(v) for n, v in s.items()}) for k, s in data[g].items()} for g in ("obs", "action", "extras")}
-    return Spec(**groups, hidden=frozenset(data["hidden"]), repeat=data["repeat"], limit=data["limit"])
+    tasks = {name: Member(**m | _spaces(m, ("obs", "action"))) for name, m in data.get("tasks", {}).items()}
+    groups = _spaces(data, ("obs", "action", "extras"))
+    return Spec(**groups, hidden=frozenset(data["hidden"]), repeat=data["repeat"], limit=data["limit"], tasks=tasks)
+
+
+def _spaces(data: Mapping[str, Any], groups: Iterable[str]) -> dict[str, dict[str, Space]]:
+    return {g: {k: Space(**{n: _tuple(v) for n, v in s.items()}) for k, s in data[g].items()} for g in groups}
+
+
+def _member(member: Member) -> dict[str, Any]:
+    return vars(member) | {g: {k: _space(s) for k, s in getattr(member, g).items()} for g in ("obs", "action")}
 
 
 def _space(space: Space) -> dict[str, Any]:
@@ -198,19 +307,3 @@ def unpack(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if isinstance(tree, dict):
         return arrays[tree["__array__"]] if set(tree) == {"__array__"} else {k: unpack(v, arrays) for k, v in tree.items()}
     return [unpack(v, arrays) for v in tree] if isinstance(tree, list) else tree
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return [path.stat().st_size, digest.hexdigest()]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -44,7 +44,14 @@ class Head(nn.Module):
             self.register_buffer("bins", bins, persistent=False)
 
     def forward(self, features: Tensor) -> Output:
-        x = self.out(self.mlp(features))
+        return self.output(self.raw(features))
+
+    def raw(self, features: Tensor) -> Tensor:
+        """The last layer's numbers (*, K)."""
+        return self.out(self.mlp(features))
+
+    def output(self, x: Tensor) -> Output:
+        """What the last layer's numbers (*, K) mean."""
         if self.cfg.dist.endswith("twohot"):
             return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"), self.compiled)
         if self.cfg.dist == "binary":

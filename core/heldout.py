@@ -13,11 +13,14 @@ from tensordict import TensorDict
 from .specs import Spec, Step, Task
 
 EPISODES = 6
-"""Episodes kept, the newest."""
+"""Episodes kept, the newest, of every task; and sequences of a batch."""
 
 
 class Recorder:
     """A task that behaves as the one inside and hands every finished episode to `keep`."""
+
+    # Of several tasks, whoever evaluates says which.
+    share = property(lambda self: self.task.share)
 
     def __init__(self, task: Task, keep: Callable[[list[Step]], None]) -> None:
         self.task, self.keep = task, keep
@@ -53,11 +56,21 @@ class Heldout:
 
     def __init__(self, spec: Spec, length: int) -> None:
         self.spec, self.length = spec, length
-        self.episodes: deque[list[Step]] = deque(maxlen=EPISODES)
+        self.episodes: deque[list[Step]] = deque(maxlen=EPISODES * max(len(spec.tasks), 1))
 
     def recording(self, make: Callable[[], Task]) -> Callable[[], Task]:
         """A maker of tasks whose episodes are kept here."""
         return lambda: Recorder(make(), self.episodes.append)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The kept episodes, each as nested arrays (steps, ...)."""
+        kept = [_stack(episode) for episode in self.episodes]
+        return {"episodes": [{k: _arrays(v) for k, v in episode.items()} for episode in kept]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` took."""
+        self.episodes.clear()
+        self.episodes.extend(_unstack(episode) for episode in state["episodes"])
 
     def batch(self, device: torch.device | str = "cpu") -> TensorDict | None:
         """(B, length): pieces cut from the kept episodes one after another, spread over them. None before there is enough."""
@@ -72,6 +85,12 @@ class Heldout:
         return batch.to(device)
 
 
+def _unstack(stacked: Mapping[str, Any]) -> list[Step]:
+    """The inverse of `_stack`, arrays in place of tensors."""
+    count = len(stacked["is_first"])
+    return [{k: {n: a[t] for n, a in v.items()} if isinstance(v, Mapping) else v[t] for k, v in stacked.items()} for t in range(count)]
+
+
 def _stack(steps: list[Step]) -> dict[str, Any]:
     """A list of steps as one step of stacked arrays; flags and rewards as tensors."""
     first = steps[0]
@@ -82,3 +101,7 @@ def _stack(steps: list[Step]) -> dict[str, Any]:
         else:
             out[key] = torch.as_tensor(np.stack([np.asarray(s[key]) for s in steps]))
     return out
+
+
+def _arrays(value: Any) -> Any:
+    return {k: v.numpy() for k, v in value.items()} if isinstance(value, Mapping) else value.numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -20,18 +21,18 @@ from .config import ConfigError, to_dict
 from .player import Player
 from .replay import Replay
 from .run import RunConfig
-from .specs import Space, Task
+from .specs import Space, Spec, Task
 
 
 class Judge(Protocol):
     """What judges a run: given by whoever starts it, because judging is another room's business."""
 
     def evaluate(self, player: Player, make_task: Callable[[], Task], *, episodes: int, seed: int, mode: Any, video: Path | None) -> Any:
-        """Play episodes; the result has `row()` for the log, `return_mean`, `video`, `warnings`."""
+        """Play episodes; the result has `rows()` for the log, `return_mean`, `video`, `warnings`."""
         ...
 
-    def baseline(self, make_task: Callable[[], Task], *, episodes: int, seed: int) -> dict[str, Any]:
-        """A row for the log: how a uniformly random policy does on the same evaluation seeds."""
+    def baseline(self, make_task: Callable[[], Task], *, episodes: int, seed: int) -> list[dict[str, Any]]:
+        """Rows for the log: how a uniformly random policy does on the same evaluation seeds."""
         ...
 
     def film(self, path: Path, frames: Mapping[str, np.ndarray], context: int) -> None:
@@ -43,10 +44,15 @@ class Judge(Protocol):
         ...
 
 
+def run_path(cfg: RunConfig) -> Path:
+    """Where a run begun now would live."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(cfg.dir) if cfg.dir else Path("runs") / f"{cfg.task}-{cfg.variant}-{cfg.seed}-{stamp}".replace("/", "-").replace(":", "-")
+
+
 def run_directory(cfg: RunConfig) -> Path:
     """The run's own folder, created. Refuses one that holds another run."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(cfg.dir) if cfg.dir else Path("runs") / f"{cfg.task.replace('/', '-').replace(':', '-')}-{cfg.variant}-{cfg.seed}-{stamp}"
+    path = run_path(cfg)
     if (path / "config.yaml").exists():
         raise FileExistsError(f"{path} already holds a run: continue it with `polydream resume {path}`, or choose another --dir")
     path.mkdir(parents=True, exist_ok=True)
@@ -58,11 +64,40 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_task(cfg: RunConfig) -> Task:
-    """One environment of a run."""
+def make_agent(cfg: RunConfig, spec: Spec) -> Dreamer:
+    """The agent of a run. Raises ConfigError where its configuration cannot be built."""
+    try:
+        agent: Dreamer = registry.variant(cfg.variant)(spec, cfg.agent, cfg.seed)
+        return agent
+    except ValueError as error:
+        raise ConfigError(f"agent of variant {cfg.variant}: {' '.join(str(error).split())}") from error
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h
+
+
+def prepare_processor(threads: int) -> None:
+    """Set the learner's CPU threads (0 leaves torch's choice), and keep memory between updates.
+
+    An update frees and asks for the same large arrays every time. glibc gives them back to the system and gets them zeroed again,
+    a fifth of the time of a small update; told not to, it reuses them. Other C libraries are left as they are.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
+            mallopt(option, value)
+
+
+def make_task(cfg: RunConfig, index: int = 0, count: int = 1) -> Task:
+    """One environment of a run: number `index` of `count` that divide tasks among themselves, where there are several."""
     env = cfg.env
     options = dict(_option(text) for text in env.options)
-    return registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera, **options)
+    task: Task = registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera, **options)
+    if task.spec.tasks:
+        task.share(index, count)  # type: ignore[attr-defined]
+    return task
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -105,6 +105,27 @@ class Log:
         name = path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
         self.scalars(self.step if step is None else step, {"path": name}, "artifact")
 
+    def position(self) -> int:
+        """Bytes of the rows written so far, all of them on the disk: where a run goes on that is resumed from now."""
+        with self._lock:
+            if self._closed:
+                return self.path.stat().st_size
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
+
+    def cut(self, position: int) -> None:
+        """Drop every row beyond a `position`. What MLflow already received stays there, as with `rewind`."""
+        with self._lock:
+            if position >= os.fstat(self._file.fileno()).st_size and not self._unwritten:
+                return
+            self._unwritten = b""
+            with self.path.open("rb") as file:
+                kept = file.read(position)
+            self._replace(kept[: kept.rfind(b"\n") + 1])
+            self.step = mend(self.path)
+            if self._sink:
+                self._sink.moved(min(self._sink.sent, position))
+
     def rewind(self, step: int) -> int:
         """Drop every row beyond `step`, so that a run resumed there writes them again. Returns how many were dropped.
 
@@ -132,6 +153,11 @@ class Log:
     def sync(self, timeout: float = 60.0) -> bool:
         """Send what MLflow has not yet received. True when all of it arrived within `timeout` seconds, or none is wanted."""
         return self._sink.sync(timeout) if self._sink else True
+
+    def ending(self, status: str) -> None:
+        """Tell MLflow now what the run will end as, in case there is no time for `close`. Returns at once."""
+        if self._sink:
+            self._sink.ending(status)
 
     def close(self, status: str = "FINISHED", grace: float = 30.0) -> bool:
         """End the run as FINISHED, FAILED or KILLED, waiting at most `grace` seconds for MLflow. Returns what `sync` does.

@@ -28,13 +28,13 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def initialize(module: nn.Module, seed: int) -> None:
-    """Initialise every layer from a generator derived from (seed, the layer's name).
+    """Initialise every layer that has `reset(generator)` from a generator derived from (seed, the layer's name).
 
     A layer's start values depend on nothing else, so adding a module to an agent leaves all others as they were.
     """
     for name, layer in module.named_modules():
-        if isinstance(layer, (Linear, BlockLinear, Conv)):
-            layer.reset(torch.Generator().manual_seed(seed_for(seed, f"init/{name}", 0)))
+        if callable(reset := getattr(layer, "reset", None)):
+            reset(torch.Generator().manual_seed(seed_for(seed, f"init/{name}", 0)))
 
 
 def _truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: torch.Generator) -> None:

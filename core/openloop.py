@@ -29,7 +29,7 @@ def inspect(agent: Dreamer, batch: TensorDict, draws: Draws) -> dict[str, Tensor
     _, means = agent.total(losses)
     reward = data["reward"].flatten()
     place = reward.abs().argmax()
-    predicted = agent.reward(agent.latent(post)).pred().flatten()
+    predicted = agent.predict("reward", post).pred().flatten()
     error = (predicted[place] - reward[place]).abs() / reward[place].abs().clamp(min=1e-3)
     rec = torch.stack([v for k, v in means.items() if k.startswith("loss/rec/")]).sum()
     return metrics | means | {"reward_extreme_error": error, "rec": rec}
@@ -48,11 +48,12 @@ def open_loop(agent: Dreamer, batch: TensorDict, draws: Draws) -> tuple[dict[str
     post = agent.rssm.observe(agent.encode(data)[:, :seen], previous[:, :seen], data["is_first"][:, :seen], state, draws)
     states = [post[:, t].select("deter", "stoch") for t in range(seen)]
     for t in range(seen, batch.batch_size[1]):
-        states.append(agent.rssm.step(states[-1], previous[:, t], draws))
+        known = data[:, t].select(*agent.spec.extras)
+        states.append(agent.rssm.step(states[-1].copy().update(known), previous[:, t], draws))
     latents: TensorDict = torch.stack(states, 1)
     metrics: dict[str, Tensor] = {}
     pictures: dict[str, dict[str, Tensor]] = {}
-    for key, output in agent.decoder(latents["deter"], latents["stoch"]).items():
+    for key, output in agent.reconstruct(latents, data).items():
         truth: Tensor = data["obs", key]
         metrics[f"openloop/{key}"] = output.loss(truth)[:, seen:].mean()
         if agent.spec.obs[key].image and isinstance(output, Squared):

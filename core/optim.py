@@ -144,6 +144,16 @@ def _global_norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(tensors)).norm()
 
 
+def finite(values: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """Whether scalars () and all gradients are finite, a bool tensor () on their device, from one fused pass over the gradients.
+
+    Among the scalars belong the loss and the sum of the rewards, since a two-hot loss hides a reward that is not a number. A
+    gradient whose norm overflows counts as not finite: no clipping could bring it back.
+    """
+    norms = torch._foreach_norm(list(gradients))
+    return torch.isfinite(torch.stack([v.detach().float() for v in (*values, *norms)])).all()
+
+
 def grad_norm(modules: Iterable[nn.Module]) -> Tensor:
     """Norm of all gradients of some modules together."""
     grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]

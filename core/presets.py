@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from . import registry
 from .agent import Config, Dreamer
 from .config import ConfigError, from_dict, nearest, override
 from .profiles import PROFILES
+from .promises import promises_of
 from .run import RunConfig
 
 C = TypeVar("C", bound=Config)
@@ -51,7 +52,10 @@ SIZES: Mapping[str, Callable[[Any], Any]] = {"laptop": laptop_size} | {
 
 def smoke(cfg: RunConfig) -> RunConfig:
     """Seconds: does everything work? Nothing is learned."""
-    tiny = replace(sized(cfg.agent, 16), rssm=replace(cfg.agent.rssm, deter=32, hidden=16, stoch=4, classes=4), dream=5)
+    small = sized(cfg.agent, 16)
+    # Eight blocks spread the state over the decoder's channels: depth times four must divide by eight.
+    small = replace(small, encoder=replace(small.encoder, depth=2), decoder=replace(small.decoder, depth=2))
+    tiny = replace(small, rssm=replace(cfg.agent.rssm, deter=32, hidden=16, stoch=4, classes=4), dream=5)
     quiet = replace(cfg.eval, every=0, episodes=1)
     return replace(
         cfg, size="laptop", agent=tiny, batch=4, length=16, ratio=8.0, steps=600, eval=quiet, log=replace(cfg.log, every=100, report=300)
@@ -96,21 +100,46 @@ PRESETS: dict[str, Callable[[RunConfig], RunConfig]] = {
     "reproduce": reproduce,
 }
 
-FREE = ("seed", "device", "threads", "dir", "save_every", "env.processes", "env.timeout", "env.obs", "eval", "log", "replay.memmap")
+FREE = (
+    "seed",
+    "device",
+    "threads",
+    "precision",
+    "compile",
+    "dir",
+    "save_every",
+    "grace",
+    "patience",
+    "env.processes",
+    "env.timeout",
+    "env.restarts",
+    "env.window",
+    "env.obs",
+    "eval",
+    "log",
+    "replay.memmap",
+)
 """What may be chosen beside preset reproduce: nothing that changes what is learned."""
 
-SELECTIONS = ("variant", "task", "profile", "size", "preset")
+SELECTIONS = ("variant", "task", "suite", "profile", "size", "preset")
 
 
 def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
     """The configuration of a run: the variant's own knobs, then profile, size, preset and single options, in this order.
 
-    Without a size and a preset, preset laptop applies. Raises ConfigError naming the key and its nearest valid value.
+    Without a size and a preset, preset laptop applies; suite=NAME is short for task=suite/NAME, and a variant may have a task of
+    its own where none is named. Raises ConfigError naming the key and its nearest valid value.
     """
     chosen = {k: v for k, v in selection.items() if v}
     overrides = dict(overrides or {})
+    if suite := chosen.pop("suite", ""):
+        if "task" in chosen:
+            raise ConfigError(f"task {chosen['task']!r} and suite {suite!r} exclude each other: give one of them")
+        chosen["task"] = f"suite/{suite}"
     preset = chosen.get("preset") or ("none" if "size" in chosen else "laptop")
     cls = _variant(chosen.get("variant", "base"))
+    if home := promises_of(cls).home:
+        chosen.setdefault("task", home)
     cfg = RunConfig(agent=cls.Config())
     cfg = replace(cfg, variant=chosen.get("variant", cfg.variant), task=chosen.get("task", cfg.task))
     profile = _pick(PROFILES, chosen.get("profile", "v3"), "profile")
@@ -129,9 +158,22 @@ def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = 
     return cfg
 
 
-def restore(data: Mapping[str, Any]) -> RunConfig:
-    """A configuration from what `to_dict` made of it, agent knobs of its own variant included."""
+def restore(data: Mapping[str, Any], code: Collection[str] = ()) -> RunConfig:
+    """A configuration from what `to_dict` made of it, agent knobs of its own variant included.
+
+    A file must not choose what code runs: it may name what is installed under our entry points, and of `module:name` only what
+    the caller vouches for in `code`. Raises ConfigError otherwise.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError("the stored configuration is not a group of options")
+    refuse_code("variant", str(data.get("variant", "base")), code)
     return from_dict(RunConfig, data, groups={"agent": _variant(str(data.get("variant", "base"))).Config})
+
+
+def refuse_code(key: str, name: str, code: Collection[str]) -> None:
+    """Raise ConfigError where a name read from a file would import a module that is not registered and nobody vouched for."""
+    if any(":" in part for part in name.split("+")) and name not in code:
+        raise ConfigError(f"the stored {key} {name[:80]!r} would run code of that name; if you trust it, repeat it as --{key} {name[:80]}")
 
 
 def _variant(name: str) -> Any:

@@ -5,19 +5,14 @@ ever. Row t holds obs_t, the action chosen after seeing it, the reward received 
 
 An item is a start from which context + length steps are held; items begin at every step and overlap, and span episodes.
 Capacity counts steps over all streams, and the oldest is evicted first; where the released DreamerV3 speaks of a capacity of
-c items, ours is c + streams * (context + length - 1), with the same items at every moment.
-
-Why not TorchRL's buffers: with steps of 64 x 64 x 3 bytes, LazyMemmapStorage with SliceSampler took 170 us to add a step and
-13.9 ms to sample 16 x 65, against 13 us and 0.7 ms here (docs/replay.md). Their common interface, `ReplayBuffer`, would cost
-only 4 us but knows neither streams nor steps: a cursor decides what is overwritten, and write-back goes by row, which may
-hold another step by then.
+c items, ours is c + streams * (context + length - 1), with the same items at every moment. Decisions: docs/replay.md.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -29,9 +24,11 @@ from torch import Tensor
 
 from .archive import Archive
 from .buffers import Buffers
-from .columns import PRIORITY, Column, Key, as_numpy, columns, fit, nearest, refuse_others
+from .columns import Column, Key, as_numpy, columns, fit, nearest, refuse_others
+from .config import ConfigError
+from .needs import predicted_bytes
 from .rng import seed_for
-from .sampler import Priority, Recency, Sampler, Uniform
+from .sampler import Priority, Recency, Sampler, Uniform, extra_columns
 from .segments import Segments
 from .specs import Space, Spec
 
@@ -55,14 +52,14 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         for name, low in {"capacity": 1, "context": 0, "exponent": 0}.items():
             if getattr(self, name) < low:
-                raise ValueError(f"replay.{name} must be at least {low}, got {getattr(self, name)}")
+                raise ConfigError(f"replay.{name} must be at least {low}, got {getattr(self, name)}")
         for name, options in {"latents": ("half", "float32"), "sampler": ("uniform", "priority", "recency")}.items():
             if (value := getattr(self, name)) not in options:
-                raise ValueError(f"replay.{name}={value!r}: {nearest(str(value), options)}")
+                raise ConfigError(f"replay.{name}={value!r}: {nearest(str(value), options)}")
         if not self.half_life > 0:
-            raise ValueError(f"replay.half_life must be above 0, got {self.half_life}")
+            raise ConfigError(f"replay.half_life must be above 0, got {self.half_life}")
         if not 0 <= self.blend <= 1:
-            raise ValueError(f"replay.blend must lie between 0 and 1, got {self.blend}")
+            raise ConfigError(f"replay.blend must lie between 0 and 1, got {self.blend}")
 
 
 class Replay:
@@ -95,11 +92,11 @@ class Replay:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if cfg.capacity < streams * self.length:
             need = f"{streams} streams of sequences of {self.length} steps need at least {streams * self.length}"
-            raise ValueError(f"replay.capacity={cfg.capacity} is too small: {need}")
+            raise ConfigError(f"replay.capacity={cfg.capacity} is too small: {need}")
         self.latent = dict(latent)
         place = (directory or Path(gettempdir())) if cfg.memmap else None
         self._inputs = columns(spec, latent, cfg.latents == "half")
-        self.segments = Segments(self._inputs | extra_columns(cfg), streams=streams, capacity=cfg.capacity, directory=place)
+        self.segments = Segments(self._inputs | extra_columns(cfg.sampler), streams=streams, capacity=cfg.capacity, directory=place)
         self.sampler = self._make_sampler()
         self._order = np.zeros(cfg.capacity, np.min_scalar_type(streams - 1))  # stream of every held step, a ring
         self._total = 0  # steps ever added
@@ -347,50 +344,55 @@ class Replay:
             self.sampler.highest = state["highest"]
             self.sampler.refresh()
 
-    def save(self, path: Path) -> dict[str, Any]:
+    def save(self, path: Path, *, keep: Collection[int] = (), wait: bool = True) -> dict[str, Any]:
         """Write the contents to a folder, only what changed since the last save or load there. Safetensors and JSON.
 
-        Returns `state_dict`, for the checkpoint that goes with it.
+        keep: earlier saves, by the number in their state's `saved`, that must stay loadable. wait: until all is on the disk;
+        without, `sync` must be called before anything names this save. Returns `state_dict` with `saved`, for the checkpoint.
         """
         with self._lock:
-            archive = self._archive_at(path)
+            archive, state = self._archive_at(path), self._state()
             order = self._order[np.arange(self._total - self.steps, self._total) % self.cfg.capacity]
-            state = self._state()
-            archive.save(self.segments, order, state)
-            return state
+            saved = archive.save(self.segments, order, state, wait=wait)
+            archive.prune({saved[0], *keep})
+            return state | {"saved": saved}
 
-    def load(self, path: Path, state: dict[str, Any] | None = None) -> None:
+    def sync(self) -> None:
+        """Wait until everything saved is on the disk, without keeping others from the replay."""
+        if self._archive:
+            self._archive.sync()
+
+    def load(self, path: Path, state: dict[str, Any] | None = None, salvage: Callable[[str], None] | None = None) -> None:
         """Take over the contents, counters and queue that were saved to a folder; of a larger replay the newest steps.
 
-        state: that of an older checkpoint to go back to, as `load_state_dict` does. Raises FileNotFoundError where nothing was
-        saved, ValueError where streams or arrays differ from this replay's.
+        state: which save, None for the newest; or that of an older moment to go back to, as `load_state_dict` does. salvage:
+        told what is damaged and forgotten, which is an error without it. Raises FileNotFoundError where nothing was saved,
+        ArchiveError where files are damaged, ValueError where streams or arrays differ from this replay's.
         """
         with self._lock:
             archive = self._archive_at(path)
-            order, saved = archive.load(self.segments, self.cfg.capacity)
+            mark = state.get("saved") if state else None
+            order, saved = archive.load(self.segments, self.cfg.capacity, mark, salvage)
             total = int(self.segments.end.sum())
             self._order[np.arange(total - len(order), total) % self.cfg.capacity] = order
             self._restore(saved)
-            if state is not None:
+            if state is not None and mark is None:
                 self._rewind(state)
+
+    def close_episode(self, stream: int) -> None:
+        """End the stream's episode, if it has not, at its newest step, as one that was broken off: not terminal, action zero."""
+        with self._lock:
+            end = int(self.segments.end[stream])
+            row = self.segments.rows(np.array([stream]), np.array([end - 1]))
+            if end > self.segments.first[stream] and not self.segments.arrays["is_last",][row]:
+                self.segments.arrays["is_last",][row] = True
+                for key in self._groups["action"]:
+                    self.segments.arrays["action", key][row] = 0
+                self.segments.mark(row, "data")
 
     def _archive_at(self, path: Path) -> Archive:
         if self._archive is None or self._archive.path != path:
             self._archive = Archive(path)
         return self._archive
 
-    @staticmethod
-    def predicted_bytes(spec: Spec, latent: Mapping[str, Space], cfg: ReplayConfig) -> tuple[int, int]:
-        """(memory, disk) in bytes that a full and saved replay takes, without batches and half-used segments.
-
-        Disk counts the saved contents and, with `memmap`, the scratch files.
-        """
-        kept = columns(spec, latent, cfg.latents == "half") | extra_columns(cfg)
-        rows = cfg.capacity * sum(column.nbytes for column in kept.values())
-        order = 2 * cfg.capacity
-        return (order, 2 * rows + order) if cfg.memmap else (rows + order, rows + order)
-
-
-def extra_columns(cfg: ReplayConfig) -> dict[Key, Column]:
-    """Arrays kept beside the steps for the sampler's own use."""
-    return {PRIORITY: Priority.column} if cfg.sampler == "priority" else {}
+    predicted_bytes = staticmethod(predicted_bytes)

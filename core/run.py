@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Literal
 
 from .agent import AgentConfig
-from .config import ConfigError
+from .config import ConfigError, leaves
 from .replay import ReplayConfig
+
+SIZES = ("deter", "hidden", "stoch", "classes", "units", "depth", "kernel", "blocks", "dream", "slow_every")
+DECAYS = ("beta1", "beta2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,9 @@ class EnvConfig:
     size: int = 64  # pixels are size x size x 3
     camera: int = -1  # dm_control camera, -1 for the task's usual one
     options: tuple[str, ...] = ()  # further options of the task as name=value: goal=3,limit=100; values as in JSON, else text
-    timeout: float = 120.0  # seconds a worker process may take for one step before the run stops with an error
+    timeout: float = 60.0  # seconds a worker process may take for one step before it counts as hanging
+    restarts: int = 10  # environments that may fail and be started anew, all together, within env.window seconds
+    window: float = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +73,12 @@ class RunConfig:
     random: int = 0  # first decisions taken uniformly at random
     device: str = "auto"
     threads: int = 0  # CPU threads of the learner; 0 leaves torch's choice
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in updates; norms, losses and acting are float32
+    compile: Literal["none", "steps"] = "none"  # steps compiles single steps and norms (about half a minute at the first start)
     dir: str = ""  # run directory; empty means runs/<task>-<variant>-<seed>-<time>
     save_every: float = 300.0  # seconds between checkpoints; 0 saves only at the end and on interrupt
+    grace: float = 30.0  # seconds that a run may take to save and end after SIGTERM or Ctrl-C
+    patience: int = 10  # updates in a row that may be skipped because a loss or gradient is not finite
     agent: AgentConfig = field(default_factory=AgentConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -76,9 +86,35 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        lowest = {"steps": 1, "batch": 1, "length": 2, "ratio": 0, "warmup": 0, "random": 0, "threads": 0, "save_every": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.env.count < 1:
-            raise ConfigError(f"env.count must be at least 1, got {self.env.count}")
+        lowest = {
+            "steps": 1,
+            "batch": 1,
+            "length": 2,
+            "ratio": 0,
+            "warmup": 0,
+            "random": 0,
+            "threads": 0,
+            "save_every": 0,
+            "grace": 0,
+            "patience": 0,
+        }
+        nested = {"env.count": 1, "env.size": 1, "env.repeat": 0, "env.timeout": 0, "env.restarts": 0, "env.window": 0}
+        nested |= {"eval.every": 0, "eval.episodes": 1, "eval.baseline": 0, "log.every": 1, "log.report": 0}
+        for name, low in (lowest | nested).items():
+            value = attrgetter(name)(self)
+            if value < low:
+                raise ConfigError(f"{name} must be at least {low}, got {value}")
+        self._check_agent()
+
+    def _check_agent(self) -> None:
+        """Numbers of the base agent: none below 0, where the default is not, sizes at least 1, rates of decay below 1."""
+        known = leaves(AgentConfig())
+        for name, value in leaves(self.agent).items():
+            default = known.get(name)
+            if not isinstance(value, int | float) or isinstance(default, bool) or not isinstance(default, int | float) or default < 0:
+                continue
+            last = name.rpartition(".")[2]
+            if value < (low := 1 if last in SIZES else 0):
+                raise ConfigError(f"agent.{name} must be at least {low}, got {value}")
+            if last in DECAYS and value >= 1:
+                raise ConfigError(f"agent.{name} must lie below 1, got {value}")

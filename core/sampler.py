@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .columns import PRIORITY, Column
+from .columns import PRIORITY, Column, Key
 from .segments import Segments
 
 
@@ -153,3 +153,8 @@ class Priority(Uniform):
         self._weights[rows] = weights
         self._stale[rows // self.segments.size] = True
         self.segments.mark(rows, "latent")
+
+
+def extra_columns(sampler: str) -> dict[Key, Column]:
+    """Arrays kept beside the steps for the sampler's own use."""
+    return {PRIORITY: Priority.column} if sampler == "priority" else {}

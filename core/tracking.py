@@ -52,6 +52,7 @@ class MlflowSink(Thread):
         self._run_id: str = saved.get("run_id", "")
         self._store: str = saved.get("store", "")
         self._status: str = ""
+        self._early: str = ""
         self._signal = Condition()
         self._asked = self._answered = 0  # requests of sync and close, and the last of them that was tried
         self._closing = self._warned = self._ended = False
@@ -84,6 +85,10 @@ class MlflowSink(Thread):
     def _await(self, request: int, timeout: float) -> None:
         self._signal.wait_for(lambda: self._answered >= request or not self.is_alive(), timeout)
 
+    def ending(self, status: str) -> None:
+        """Have the thread set the run's status before anything else it does. May be called from a signal handler."""
+        self._early = status
+
     def close(self, status: str, grace: float) -> bool:
         """Send the rest, set the run's status and end the thread. False where this did not succeed within `grace` seconds."""
         with self._signal:
@@ -105,6 +110,7 @@ class MlflowSink(Thread):
                 asked, closing = self._asked, self._closing
             try:
                 self._connect()
+                self._tell()
                 self._drain()
                 if closing:
                     return self._finish()
@@ -121,6 +127,11 @@ class MlflowSink(Thread):
                 time.sleep(PERIOD / 2)
                 with self._signal:
                     self._asked += 1
+
+    def _tell(self) -> None:
+        early, self._early = self._early, ""
+        if early:
+            self._client.set_terminated(self._run_id, early)
 
     def _connect(self) -> None:
         """Open, or find again, the MLflow run of this directory. Does nothing where that is done."""

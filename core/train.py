@@ -15,13 +15,28 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from . import checkpoint, openloop, registry
+from . import checkpoint, openloop, saving
 from .agent import Dreamer
 from .config import to_dict
+from .faults import Faults
+from .guard import Guard
 from .health import Health
 from .heldout import Heldout
-from .launch import Judge, choose_device, make_task, overview, provenance, run_directory, write_config
+from .launch import (
+    Judge,
+    choose_device,
+    make_agent,
+    make_task,
+    overview,
+    prepare_processor,
+    provenance,
+    run_directory,
+    run_path,
+    write_config,
+)
+from .lock import Lock
 from .log import Log
+from .needs import refuse_too_large
 from .player import Player
 from .prefetch import Prefetch
 from .progress import Progress, first_screen
@@ -29,6 +44,8 @@ from .ratio import TrainRatio
 from .replay import Replay
 from .rng import Draws, seed_for
 from .run import RunConfig
+from .saving import Saver
+from .signals import Signals
 from .specs import Spec
 from .vector import Vector
 
@@ -46,32 +63,58 @@ class Counters:
     reported: int = 0
 
 
-def train(cfg: RunConfig, judge: Judge | None = None, resume: Path | None = None) -> Path:
+def train(cfg: RunConfig, judge: Judge | None = None, resume: Path | None = None, signals: Signals | None = None) -> Path:
     """Run training to its end and return the run directory. `resume` continues the run in that directory.
 
-    Interrupting (Ctrl-C or SIGTERM as KeyboardInterrupt) saves a checkpoint and re-raises.
+    Being asked to stop by one of `signals` (SIGTERM and Ctrl-C, once it is entered) saves a checkpoint and raises Stopped.
     """
-    with Trainer(cfg, judge, resume) as trainer:
+    with Trainer(cfg, judge, resume, signals) as trainer:
         return trainer.run()
 
 
 class Trainer:
     """One run: environments, agent, replay and log, and the loop over them."""
 
-    def __init__(self, cfg: RunConfig, judge: Judge | None = None, resume: Path | None = None) -> None:
-        self.cfg, self.judge = cfg, judge
-        self.dir = resume or run_directory(cfg)
+    def __init__(self, cfg: RunConfig, judge: Judge | None = None, resume: Path | None = None, signals: Signals | None = None) -> None:
+        self.cfg, self.judge, self.signals = cfg, judge, signals or Signals(cfg.grace)
         self.device = choose_device(cfg.device)
-        if cfg.threads:
-            torch.set_num_threads(cfg.threads)
+        prepare_processor(cfg.threads)
         self.exits = ExitStack()
         self.make_task = partial(make_task, cfg)
         self.envs = self.exits.enter_context(
-            Vector([self.make_task] * cfg.env.count, seed=cfg.seed, processes=cfg.env.processes, timeout=cfg.env.timeout)
+            Vector(
+                [partial(make_task, cfg, i, cfg.env.count) for i in range(cfg.env.count)],
+                seed=cfg.seed,
+                processes=cfg.env.processes,
+                timeout=cfg.env.timeout,
+            )
         )
         self.spec: Spec = self.envs.spec
-        self.agent: Dreamer = registry.variant(cfg.variant)(self.spec, cfg.agent, cfg.seed).to(self.device)
+        self.agent: Dreamer = make_agent(cfg, self.spec).to(self.device)
+        self.agent.accelerate(cfg.precision, cfg.compile)
         self.optimizer = self.agent.optimizer()
+        refuse_too_large(cfg, self.agent.spec, self.agent.latent_spaces, resume or run_path(cfg))
+        # From here on there are traces: whatever was asked for can be had.
+        self.dir = resume or run_directory(cfg)
+        self._settle()
+        self.count = Counters()
+        self.state = self.agent.initial(cfg.env.count)
+        self.actions: dict[str, np.ndarray] | None = None
+        self.scores, self.lengths = np.zeros(cfg.env.count), np.zeros(cfg.env.count, np.int64)
+        self.metrics: list[dict[str, torch.Tensor]] = []
+        self.best: float | None = None  # mean return of the best evaluation so far
+        self.saved = time.monotonic()
+        self.sound = True  # between two iterations, where the state is whole
+        self.progress: Progress | None = None
+        if resume:
+            saving.restore(self)
+
+    def _settle(self) -> None:
+        """Everything that lives in the run directory or feeds on what does."""
+        cfg = self.cfg
+        self.lock = Lock(self.dir)
+        self.envs.faults = Faults(cfg.env.restarts, cfg.env.window, self.dir, lambda text: self._warn([text]))
+        self.guard = Guard(cfg.patience, self.dir, lambda text: self._warn([text]))
         self.replay = Replay(
             self.agent.spec,
             self.agent.latent_spaces,
@@ -88,14 +131,7 @@ class Trainer:
         self.batches = self.exits.enter_context(Prefetch(self.replay, self.device, enabled=self.device.type != "cpu"))
         self.heldout = Heldout(self.agent.spec, cfg.length)
         self.health = Health(cfg.agent, self.agent.spec)
-        self.count = Counters()
-        self.state = self.agent.initial(cfg.env.count)
-        self.actions: dict[str, np.ndarray] | None = None
-        self.scores, self.lengths = np.zeros(cfg.env.count), np.zeros(cfg.env.count, np.int64)
-        self.metrics: list[dict[str, torch.Tensor]] = []
-        self.saved = time.monotonic()
-        if resume:
-            self._restore()
+        self.saver = Saver(self.dir / "checkpoints", self.replay)
         self.log = Log(
             self.dir,
             mlflow=cfg.log.mlflow,
@@ -104,29 +140,34 @@ class Trainer:
             params=to_dict(cfg),
             system=cfg.log.system,
         )
-        if resume:
-            self.log.rewind(self.step)
-        self.progress: Progress | None = None
 
     # ---------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> Path:
         """Collect and learn until the budget of environment steps is spent."""
-        self._announce()
-        while self.step < self.cfg.steps:
-            self.collect()
-            for _ in range(self._due()):
-                self.learn()
-            self._log_training()
-            self._evaluate_when_due()
-            self._save_when_due()
-        self._evaluate_when_due(final=True)
-        self.save()
+        with self.signals.held():
+            self._announce()
+            while True:  # what is due comes first, so that a run stopped before it begins with it when resumed
+                self.signals.check()
+                self._log_training()
+                self._evaluate_when_due()
+                self._save_when_due()
+                if self.step >= self.cfg.steps:
+                    break
+                self.sound = False
+                self.collect()
+                for _ in range(self._due()):
+                    self.learn()
+                self.sound = True
+            self._evaluate_when_due(final=True)
+            self.save()
         return self.dir
 
     def collect(self) -> None:
         """One step of every environment: act on what was seen last, store what came back with the next action."""
         steps = self.envs.step(self.actions)
+        for i in self.envs.broken:
+            self.replay.close_episode(i)
         actions, latents = self._decide(steps)
         self.replay.add({**steps, "action": actions, "latent": latents})
         self.actions = actions
@@ -137,11 +178,13 @@ class Trainer:
         batch = self.batches.next()
         draws = Draws(self.cfg.seed, self.count.updates, self.device)
         metrics, latents = self.agent.update(batch, self.optimizer, draws, self.cfg.replay.context)
+        self.count.updates += 1
+        if not self.guard.watch(self.agent, batch, metrics, self.count.updates):
+            return
         trained = batch["stepid"][:, self.cfg.replay.context :]
         self.replay.write(trained, self._stored(latents))
         if self.cfg.replay.sampler == "priority":
             self.replay.prioritise(trained, latents["priority"])
-        self.count.updates += 1
         self.metrics.append(metrics)
 
     def _decide(self, steps: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -154,6 +197,9 @@ class Trainer:
         actions = {k: v.cpu().numpy() for k, v in chosen.items()}
         if self.count.decisions < self.cfg.random:
             actions = self._random_actions()
+        if not self.guard.sound(actions, self.state):
+            self.state = self.agent.initial(n)
+            actions = self._random_actions()
         for key, value in actions.items():
             actions[key] = np.where(steps["is_last"].reshape(-1, *[1] * (value.ndim - 1)), np.zeros_like(value), value)
         return actions, {k: v.cpu().numpy() for k, v in self._stored(self.state).items()}
@@ -163,11 +209,7 @@ class Trainer:
         from .codec import model_actions
 
         rng = np.random.default_rng(seed_for(self.cfg.seed, "random", self.count.rows))
-        actions = {}
-        for key, space in self.spec.action.items():
-            shape = (self.cfg.env.count, *space.shape)
-            drawn = rng.integers(0, space.classes, shape) if space.classes else rng.uniform(-1, 1, shape)
-            actions[key] = drawn.astype(space.dtype)
+        actions = self.spec.random_action(rng, self.cfg.env.count)
         told = TensorDict({k: torch.as_tensor(v, device=self.device) for k, v in actions.items()}, [self.cfg.env.count])
         self.state["action"] = model_actions(self.spec.action, told)
         return actions
@@ -184,7 +226,8 @@ class Trainer:
         self.lengths = np.where(steps["is_first"], 0, self.lengths + 1)
         for i in np.flatnonzero(steps["is_last"]):
             self.count.episodes += 1
-            self.log.episode(self.step, float(self.scores[i]), int(self.lengths[i]), int(i))
+            named = {"task": list(self.spec.tasks)[int(steps["task"][i])]} if self.spec.tasks else {}
+            self.log.episode(self.step, float(self.scores[i]), int(self.lengths[i]), int(i), **named)
             if self.progress:
                 self.progress.update(self.step, updates=self.count.updates, score=float(self.scores[i]))
         if self.progress:
@@ -211,7 +254,10 @@ class Trainer:
         self.metrics.clear()
         self.log.scalars(self.step, means | {"updates": self.count.updates, "replay": self.replay.steps}, "train")
         if self.progress:
-            self.log.scalars(self.step, self.progress.speeds(), "speed")
+            trouble = {"skipped_updates": self.guard.skipped, "env_faults": self.envs.faults.total if self.envs.faults else 0}
+            self.log.scalars(
+                self.step, self.progress.speeds() | {"save_pause": self.saver.pause, "save_time": self.saver.took} | trouble, "speed"
+            )
         self._warn(self.health.check(means))
 
     def _warn(self, warnings: list[str]) -> None:
@@ -225,6 +271,15 @@ class Trainer:
         due = bool(every) and self.step - self.count.judged >= every
         if self.judge is None or self.count.judged == self.step or not (final or due):
             return
+        before = saving.watchers(self)
+        try:
+            self._evaluate(final)
+        except KeyboardInterrupt:
+            saving.unwatch(self, before)  # so that it is done again, whole
+            raise
+
+    def _evaluate(self, final: bool) -> None:
+        assert self.judge is not None
         self.count.judged = self.step
         for mode in self.cfg.eval.modes:
             # One film an evaluation: rendering in software costs more than the episodes.
@@ -232,8 +287,12 @@ class Trainer:
             video = self.dir / "videos" / f"eval-{self.step:09d}-{mode}.mp4" if film else None
             player = Player(self.agent, seed_for(self.cfg.seed, "evaluation", 0))
             recorded = self.heldout.recording(self.make_task) if mode == "sample" else self.make_task
-            result = self.judge.evaluate(player, recorded, episodes=self.cfg.eval.episodes, seed=self.cfg.seed, mode=mode, video=video)
-            self.log.scalars(self.step, result.row(), "eval")
+            with self.signals.open():
+                result = self.judge.evaluate(player, recorded, episodes=self.cfg.eval.episodes, seed=self.cfg.seed, mode=mode, video=video)
+            if mode == self.cfg.eval.modes[0]:
+                self._keep_best(result.return_mean)
+            for row in result.rows():
+                self.log.scalars(self.step, row, "eval")
             if result.video:
                 self.log.artifact(result.video)
             self._warn(list(result.warnings))
@@ -248,7 +307,7 @@ class Trainer:
         """Held-out losses and open-loop dreams, on evaluation episodes the agent was never trained on."""
         self.count.reported = self.step
         batch = self.heldout.batch(self.device)
-        if batch is None or self.judge is None:
+        if batch is None or self.judge is None or not self.replay.ready:
             return
         draws = Draws(seed_for(self.cfg.seed, "report", 0), self.count.updates, self.device)
         metrics, pictures = self.agent.report(batch, draws)
@@ -261,52 +320,36 @@ class Trainer:
         self._warn(self.health.check(row, patience=1))
         for key, frames in pictures.items():
             path = self.dir / "videos" / f"openloop-{self.step:09d}-{key.replace('/', '_')}.mp4"
-            self.judge.film(path, {k: v.cpu().numpy() for k, v in frames.items()}, openloop.context_steps(batch))
+            with self.signals.open():
+                self.judge.film(path, {k: v.cpu().numpy() for k, v in frames.items()}, openloop.context_steps(batch))
             self.log.artifact(path)
 
     # ---------------------------------------------------------------------------------------------- saving
 
     def _save_when_due(self) -> None:
+        """Save now and then, beside training. A disk that refuses is a warning: the checkpoint before is still good."""
         if self.cfg.save_every and time.monotonic() - self.saved >= self.cfg.save_every:
-            self.save()
+            self.saved = time.monotonic()
+            try:
+                self.saver.submit(self)
+            except (OSError, checkpoint.CheckpointError) as error:
+                self._warn([f"no checkpoint could be written ({error}); the one before is kept, and training goes on"])
 
     def save(self) -> Path:
-        """Write a checkpoint and the replay's new steps."""
-        replay = self.replay.save(self.dir / "replay")
-        tensors, optimizer = checkpoint.agent_tensors(self.agent, self.optimizer)
-        acting = {k if isinstance(k, str) else "/".join(k): v for k, v in self.state.items(True, True)}
-        state = {
-            **checkpoint.header(self.cfg, self.spec),
-            "optimizer": optimizer,
-            "counters": vars(self.count),
-            "ratio": self.ratio.state_dict(),
-            "replay": replay,
-            "envs": self.envs.get_state(),
-            "actions": self.actions,
-            "scores": self.scores,
-            "lengths": self.lengths,
-        }
-        # A batch that is being prepared was already chosen: it belongs to the state of the run.
-        tensors |= {"acting": acting, "prepared": self.batches.state_dict()}
-        path = checkpoint.save(self.dir / "checkpoints", self.step, tensors, state)
+        """Write a checkpoint and the replay's new steps, and wait until they are on the disk."""
+        path = self.saver.submit(self).result()
         self.saved = time.monotonic()
         return path
 
-    def _restore(self) -> None:
-        """Go on from the newest good checkpoint of this run directory."""
-        groups, state = checkpoint.read(checkpoint.newest(self.dir / "checkpoints"), str(self.device))
-        checkpoint.restore_agent(self.agent, self.optimizer, groups, state["optimizer"])
-        self.count = Counters(**state["counters"])
-        self.ratio.load_state_dict(state["ratio"])
-        self.replay.load(self.dir / "replay", state["replay"])
-        self.envs.set_state(state["envs"])
-        self.actions = state["actions"]
-        self.scores, self.lengths = state["scores"], state["lengths"]
-        self.batches.load_state_dict(groups["prepared"])
-        flat = {tuple(k.split("/")): v for k, v in groups["acting"].items()}
-        self.state = TensorDict({}, [self.cfg.env.count], device=self.device)
-        for key, value in flat.items():
-            self.state[key] = value
+    def _keep_best(self, score: float) -> None:
+        """Keep the weights of the best evaluation apart: `checkpoints/best`, to be loaded, not resumed."""
+        if self.best is None or score > self.best:
+            self.best = score
+            state = {**checkpoint.header(self.cfg, self.spec), "return": score}
+            try:
+                checkpoint.save(self.dir / "checkpoints" / "best", self.step, {"agent": self.agent.state_dict()}, state, keep=1)
+            except OSError as error:
+                self._warn([f"the best agent so far could not be saved ({error})"])
 
     # ---------------------------------------------------------------------------------------------- beginning and end
 
@@ -320,21 +363,30 @@ class Trainer:
         self.log.scalars(self.step, provenance(self.agent, self.device), "run")
         self.log.artifact(self.dir / "config.yaml")
         if self.judge is not None and not self.step:
-            self.log.scalars(0, self.judge.baseline(self.make_task, episodes=self.cfg.eval.baseline, seed=self.cfg.seed), "eval")
+            for row in self.judge.baseline(self.make_task, episodes=self.cfg.eval.baseline, seed=self.cfg.seed):
+                self.log.scalars(0, row, "eval")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        stopped = isinstance(error, KeyboardInterrupt)
+        status = "KILLED" if stopped else "FAILED" if kind else "FINISHED"
         try:
-            if interrupted and self.count.updates:
-                self.save()
-            self._write_report()
+            with self.signals.held():
+                if stopped and self.sound:
+                    self.save()
+                with self.signals.open():
+                    self._write_report()
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
         finally:
             self.exits.close()
-            self.log.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
-        if interrupted:
+            self.saver.close()
+            self.log.close(status, grace=min(30.0, self.cfg.grace) if stopped else 30.0)
+            self.lock.close()
+        if stopped:
             print(f"stopped at step {self.step:,}; go on with: python -m polydream resume {self.dir}")
 
     def _write_report(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 import numpy as np
 
+from .faults import Faults
 from .rng import seed_for
-from .specs import FLAGS, Space, Spec
+from .specs import FLAGS, Space, Spec, Step
 from .worker import EnvError, LocalEnv, Maker, RemoteEnv
 
 CLOSING, HASTE = 5.0, 0.5  # seconds for workers to close their tasks: usually, and when one of them has failed
@@ -26,19 +28,27 @@ class Vector:
     makers: one function without arguments per environment. In worker processes (started by "spawn", so scripts need
     `if __name__ == "__main__":`) they are sent with cloudpickle.
     timeout: seconds that worker processes may take together for one call, the first one included.
-    Raises ValueError for environments of unequal specs, EnvError for one that fails, dies or hangs in its process.
+    faults: how many faults to live through. An environment that raises, dies, hangs in its process or returns what does not fit
+    the spec is then made anew and begins its next episode; `broken` names those of the last step, whose episodes ended
+    without a last row. Without it such errors pass through: EnvError from a process, else the task's own or ValueError.
+    Raises ValueError for environments of unequal specs.
     """
 
-    def __init__(self, makers: Sequence[Maker], seed: int, processes: bool = False, timeout: float = 120.0) -> None:
+    def __init__(
+        self, makers: Sequence[Maker], seed: int, processes: bool = False, timeout: float = 60.0, faults: Faults | None = None
+    ) -> None:
         if not makers:
             raise ValueError("a Vector needs at least one environment")
-        self.n, self.seed, self.timeout = len(makers), seed, timeout
+        self.n, self.seed, self.timeout, self.faults = len(makers), seed, timeout, faults
+        self.broken: list[int] = []
+        self._makers = list(makers)
+        self._open: Callable[[Maker, int], LocalEnv | RemoteEnv] = RemoteEnv if processes else LocalEnv
         self._envs: list[LocalEnv | RemoteEnv] = []
         self._episode = np.full(self.n, -1, np.int64)
         self._over = np.ones(self.n, bool)
         try:
             for i, maker in enumerate(makers):
-                self._envs.append(RemoteEnv(maker, i) if processes else LocalEnv(maker, i))
+                self._envs.append(self._open(maker, i))
             self.spec = self._agree(self._ask_all("spec"))
         except BaseException:
             self.close()
@@ -62,16 +72,80 @@ class Vector:
             self._over[:] = True
         else:
             self._check_actions(actions)
-        for i, env in enumerate(self._envs):
-            if self._over[i]:
-                self._episode[i] += 1
-                env.send("reset", seed_for(self.seed, f"env{i}", int(self._episode[i])))
-            else:
-                assert actions is not None
-                env.send("step", {key: np.asarray(value)[i] for key, value in actions.items()})
-        row = self._stack(self._receive_all())
+        self.broken = []
+        row = self._step_all(actions) if self.faults is None else self._step_each(actions, self.faults)
         self._over = row["is_last"].copy()
         return row
+
+    def _step_all(self, actions: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
+        for i in range(self.n):
+            self._ask(i, actions)
+        return self._stack(self._receive_all())
+
+    def _step_each(self, actions: Mapping[str, np.ndarray] | None, faults: Faults) -> dict[str, Any]:
+        """As `_step_all`, with every environment's errors kept to itself."""
+        errors: dict[int, Exception] = {}
+        steps: list[Step] = [{} for _ in range(self.n)]
+        for i in range(self.n):
+            try:
+                self._ask(i, actions)
+            except Exception as error:  # noqa: BLE001  a task may fail in any way
+                errors[i] = error
+        started = time.monotonic()
+        for i in range(self.n):
+            try:
+                if i not in errors:
+                    steps[i] = self._envs[i].receive(started, self.timeout)
+            except EnvError as error:
+                errors[i] = error
+        try:
+            if not errors:
+                return self._stack(steps)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            pass  # one by one, below, shows whose
+        for i in range(self.n):
+            self._replace_bad(i, steps, errors.get(i), faults)
+        return self._stack(steps)
+
+    def _replace_bad(self, i: int, steps: list[Step], error: Exception | None, faults: Faults) -> None:
+        """Put a first step of a new episode in place of a step that is missing or does not fit."""
+        while error is not None or (error := self._unfit(i, steps[i])) is not None:
+            faults.note(self._who(i), error)
+            if i not in self.broken:
+                self.broken.append(i)
+            error = None
+            try:
+                self._over[i] = True
+                self._revive(i)
+                self._ask(i, None)
+                steps[i] = self._envs[i].receive(time.monotonic(), self.timeout)
+            except Exception as failure:  # noqa: BLE001  it may fail again
+                error = failure
+
+    def _revive(self, i: int) -> None:
+        """End environment i and make it anew."""
+        old = self._envs[i]
+        with suppress(Exception):  # a task that is broken may not even close
+            old.release()
+            old.close(time.monotonic() + HASTE)
+        self._envs[i] = self._open(self._makers[i], i)
+        self._envs[i].send("spec")
+        self._agree([(self.spec, None), self._envs[i].receive(time.monotonic(), self.timeout)], [old, self._envs[i]])
+
+    def _unfit(self, i: int, step: Step) -> Exception | None:
+        try:
+            self._stack([step], i)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return error
+        return None
+
+    def _ask(self, i: int, actions: Mapping[str, np.ndarray] | None) -> None:
+        if self._over[i]:
+            self._episode[i] += 1
+            self._envs[i].send("reset", seed_for(self.seed, f"env{i}", int(self._episode[i])))
+        else:
+            assert actions is not None
+            self._envs[i].send("step", {key: np.asarray(value)[i] for key, value in actions.items()})
 
     def render(self, i: int) -> np.ndarray:
         """Picture of environment i: uint8 (height, width, 3)."""
@@ -90,7 +164,8 @@ class Vector:
         return {"episode": self._episode.copy(), "over": self._over.copy(), "tasks": tasks}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `get_state` returned. An environment whose task could not be saved begins its next episode.
+        """Go on from what `get_state` returned. An environment whose task could not be saved begins its next episode;
+        `broken` then names those that were within one.
 
         Raises ValueError for a state of another number of environments.
         """
@@ -104,6 +179,7 @@ class Vector:
         restored = {i for i in saved if self._envs[i].receive(started, self.timeout)}
         self._episode = np.array(state["episode"], np.int64)
         self._over = np.array([bool(over) or i not in restored for i, over in enumerate(state["over"])])
+        self.broken = [i for i, over in enumerate(state["over"]) if not over and i not in restored]
 
     def close(self) -> None:
         """Close every environment and end its process. Safe to call twice."""
@@ -134,10 +210,10 @@ class Vector:
             self._end(HASTE)  # answers of the others would be taken for those of the next call
             raise
 
-    def _agree(self, answers: list[tuple[Spec, str | None]]) -> Spec:
+    def _agree(self, answers: list[tuple[Spec, str | None]], envs: Sequence[LocalEnv | RemoteEnv] = ()) -> Spec:
         """The spec that all share."""
         spec = answers[0][0]
-        for env, (other, name) in zip(self._envs, answers, strict=True):
+        for env, (other, name) in zip(envs or self._envs, answers, strict=True):
             env.label = name or env.label
             for part in ("obs", "action", "extras", "hidden", "repeat"):
                 mine, theirs = getattr(spec, part), getattr(other, part)
@@ -154,33 +230,37 @@ class Vector:
         for key, space in self.spec.action.items():
             if np.shape(actions[key]) != (self.n, *space.shape):
                 raise ValueError(f"action {key!r} has shape {np.shape(actions[key])}, wanted {(self.n, *space.shape)}")
+            if not np.isfinite(actions[key]).all():
+                raise ValueError(f"action {key!r} is not finite: {np.asarray(actions[key])}")
 
-    def _stack(self, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    def _stack(self, steps: list[Step], at: int = 0) -> dict[str, Any]:
+        """Steps of the environments from number `at` on as one."""
         known = {"obs", *_NUMBERS}
-        row: dict[str, Any] = {"obs": self._stack_group("observation ", self.spec.obs, [step["obs"] for step in steps])}
-        row |= self._stack_group("extra ", self.spec.extras, [{k: v for k, v in step.items() if k not in known} for step in steps])
-        row |= self._stack_group("", _NUMBERS, [{k: step[k] for k in _NUMBERS if k in step} for step in steps])
+        row: dict[str, Any] = {"obs": self._stack_group("observation ", self.spec.obs, [step["obs"] for step in steps], at)}
+        row |= self._stack_group("extra ", self.spec.extras, [{k: v for k, v in step.items() if k not in known} for step in steps], at)
+        row |= self._stack_group("", _NUMBERS, [{k: step[k] for k in _NUMBERS if k in step} for step in steps], at)
         for i in np.flatnonzero(row["is_terminal"] & ~row["is_last"]):
-            raise ValueError(f"{self._who(int(i))}: is_terminal without is_last")
+            raise ValueError(f"{self._who(int(i) + at)}: is_terminal without is_last")
         return row
 
-    def _stack_group(self, what: str, spaces: Mapping[str, Space], groups: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    def _stack_group(self, what: str, spaces: Mapping[str, Space], groups: list[dict[str, Any]], at: int) -> dict[str, np.ndarray]:
         """(n, ...) arrays of the spec's dtypes, refusing whatever does not fit it."""
-        for i, group in enumerate(groups):
+        n = len(groups)
+        for i, group in enumerate(groups, at):
             if group.keys() != spaces.keys():
                 raise ValueError(f"{self._who(i)}: {what}keys are {sorted(group)}, the spec says {sorted(spaces)}")
         stacked = {}
         for key, space in spaces.items():
-            whole = np.empty((self.n, *space.shape), space.dtype)
+            whole = np.empty((n, *space.shape), space.dtype)
             for i, group in enumerate(groups):
                 value = np.asarray(group[key])
                 if value.shape != space.shape or not np.can_cast(value.dtype, whole.dtype, "same_kind"):
                     wanted = f"{space.dtype} of shape {space.shape}"
-                    raise ValueError(f"{self._who(i)}: {what}{key!r} is {value.dtype} of shape {value.shape}, the spec says {wanted}")
+                    raise ValueError(f"{self._who(i + at)}: {what}{key!r} is {value.dtype} of shape {value.shape}, the spec says {wanted}")
                 whole[i] = value
             if whole.dtype.kind == "f" and not np.isfinite(whole).all():
-                bad = int(np.flatnonzero(~np.isfinite(whole.reshape(self.n, -1)).all(1))[0])
-                raise ValueError(f"{self._who(bad)}: {what}{key!r} is not finite: {whole[bad]}")
+                bad = int(np.flatnonzero(~np.isfinite(whole.reshape(n, -1)).all(1))[0])
+                raise ValueError(f"{self._who(bad + at)}: {what}{key!r} is not finite: {whole[bad]}")
             stacked[key] = whole
         return stacked
 

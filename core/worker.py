@@ -6,13 +6,16 @@ The worker imports this file and the task, not torch: it starts fast and stays s
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 from .specs import Restorable, Task
@@ -107,6 +110,8 @@ class RemoteEnv:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, cloudpickle.dumps(maker)), daemon=True, name=f"env{index}")
         self._process.start()
+        # A worker ignores SIGTERM, by which multiprocessing would end it and then wait, where nobody called `close`.
+        self._forgotten = Finalize(self, self._process.kill, exitpriority=10)
         theirs.close()  # so that a dead worker is an end of file here and not silence
 
     def send(self, command: str, *arguments: Any) -> None:
@@ -157,12 +162,15 @@ class RemoteEnv:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+        self._forgotten.cancel()
         self._process.close()
 
 
 def serve(pipe: Connection, maker: bytes) -> None:
     """Life of a worker process: make the task, carry out commands until the parent hangs up or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what ends when
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; the parent decides what ends when
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_outlive_not, args=(os.getppid(),), daemon=True).start()
     try:
         task: Task = pickle.loads(maker)()
     except Exception:  # noqa: BLE001 - the parent raises it, with this traceback
@@ -180,3 +188,10 @@ def serve(pipe: Connection, maker: bytes) -> None:
         pass  # the parent has hung up: the end of every worker's life
     finally:
         task.close()
+
+
+def _outlive_not(parent: int) -> None:
+    """End this process once its parent is gone, even while the task hangs and nobody reads the pipe."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -54,6 +55,17 @@ class Seat:
                 self.process.kill()
 
 
+def _knock(address: str) -> None:
+    """Raise ConfigError within seconds where nothing listens at host:port: Ray itself tries for a quarter of an hour."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConfigError(f"no Ray cluster at {address!r} ({error}); begin one with `ray start --head`") from None
+
+
 class Cluster:
     """A backend of the runner: as many cells at a time as the cluster has cores for, or `jobs`; each gets a GPU where there are any.
 
@@ -66,6 +78,7 @@ class Cluster:
         except ModuleNotFoundError:
             raise ConfigError('--cluster needs Ray: pip install "polydream[ray]"') from None
         if not ray.is_initialized():
+            _knock(address)
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, ValueError, RuntimeError) as error:

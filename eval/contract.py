@@ -72,6 +72,7 @@ def _place(cls: type[Dreamer], task: str | Callable[[], Task]) -> Callable[[], T
     """A maker of the environment to try a variant in. Raises ConfigError where the task, or all of ours, lack what it requires."""
     if callable(task):
         return task
+    task = task or promises_of(cls).home
     for name in (task,) if task else TASKS:
         make = partial(registry.task, name)
         made = make()

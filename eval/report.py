@@ -159,10 +159,24 @@ def _tasks(run: Run) -> str:
     body = ""
     for name in names:
         found = [run.evaluation(mode, name) for mode, _ in modes]
-        cells = "".join(f"<td>{row['return_mean']:.1f} {escape(_evaluation_text(row))}</td>" if row else "<td>–</td>" for row in found)
+        cells = "".join(
+            f"<td>{row['return_mean']:.1f}{_score(row)} {escape(_evaluation_text(row))}</td>" if row else "<td>–</td>" for row in found
+        )
         body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    totals = [run.evaluation(mode) for mode, _ in modes]
+    if any(row and "worst" in row for row in totals):
+        cells = "".join(f"<td>{row['return_mean']:.1f}{_score(row)}</td>" if row else "<td>–</td>" for row in totals)
+        body += f'<tr><th scope="row">mean over tasks</th>{cells}</tr>'
+        cells = "".join(f"<td>{escape(str(row['worst']))}, score {row['score_worst']:.2f}</td>" if row else "<td>–</td>" for row in totals)
+        body += f'<tr><th scope="row">worst task</th>{cells}</tr>'
     head = "".join(f'<th scope="col">{text}</th>' for _, text in modes)
     return f'<h2>Last evaluation of each task</h2><table><tr><th scope="col">task</th>{head}</tr>{body}</table>'
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    """Normalised score and success of a row that has them."""
+    score = f", score {row['score_mean']:.2f}" if "score_mean" in row else ""
+    return score + (f", success {row['success_mean']:.0%}" if "score_mean" in row and "success_mean" in row else "")
 
 
 def _number(window: Window) -> str:

@@ -97,6 +97,10 @@ class Evaluation:
             row |= {"success_mean": float(np.mean(self.successes)), "final_success_mean": float(np.mean(self.final_successes))}
         return row
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows for the log."""
+        return [self.row()]
+
 
 class _Episode:
     """The account of one episode while it runs."""

@@ -17,6 +17,10 @@ HELP = """polydream {version}: one world model, many dreamers
   polydream report     write report.html of a run: polydream report runs/NAME
   polydream list       variants with what they change, task families, profiles, sizes, presets
   polydream check-env  test an environment: polydream check-env gym/CartPole-v1, or my_module:make_env
+  polydream check-variant NAME    test a variant: one of ours, NAME+NAME, or my_module:MyAgent
+  polydream new-variant NAME DIR  write a package with a variant of your own
+  polydream benchmark  compare variants on a suite: polydream benchmark --suite worlds --variants base,goal --seeds 3
+  polydream baseline   train a model-free agent: polydream baseline --method sb3-sac --task dmc/cartpole_balance
   polydream doctor     look at this machine and say what is missing
 
 `polydream COMMAND --help` explains a command; `polydream train --help` lists every option."""
@@ -28,6 +32,10 @@ COMMANDS = {
     "report": "report",
     "list": "catalogue",
     "check-env": "check_env",
+    "check-variant": "check_variant",
+    "new-variant": "new_variant",
+    "benchmark": "benchmark",
+    "baseline": "baseline",
     "doctor": "doctor",
 }
 """Names on the command line and the functions of `commands` behind them."""
@@ -46,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(__version__)
         return 0
-    from .core.config import ConfigError, nearest
+    from .core.config import ConfigError, Failure, nearest
 
     try:
         if words[0] not in COMMANDS:
@@ -62,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"polydream: {error}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"polydream: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         if error.name not in REQUIRED:
             raise
@@ -70,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print("polydream: interrupted", file=sys.stderr)
-        return 130 if type(stop) is KeyboardInterrupt else 143
+        return int(getattr(stop, "code", 130))
     except BrokenPipeError:
         # `polydream list | head`: whoever was reading has left. Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

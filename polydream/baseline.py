@@ -131,7 +131,8 @@ def _train(cfg: RunConfig, model: Any, env: Any, make: Any, log: Log, version: s
     parameters = sum(p.numel() for p in model.policy.parameters() if p.requires_grad)
     command = " ".join(["python -m polydream", *sys.argv[1:]])
     log.scalars(0, {"command": command, "parameters": parameters, "stable_baselines3": version, "device": f"{os.cpu_count()} cores"}, "run")
-    log.scalars(0, judge.baseline(make, episodes=cfg.eval.baseline, seed=cfg.seed), "eval")
+    for row in judge.baseline(make, episodes=cfg.eval.baseline, seed=cfg.seed):
+        log.scalars(0, row, "eval")
     watch = Watch()
     model.learn(total_timesteps=-(-cfg.steps // repeat), callback=watch)
     examine(max(watch.num_timesteps * repeat, cfg.steps))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .core.config import ConfigError, convert, describe, difference, leaves, override, to_dict
+from .baseline import baseline as baseline
+from .benchmark import benchmark as benchmark
+from .core.config import ConfigError, Failure, convert, describe, difference, leaves, override, to_dict
+from .core.signals import Stopped
 from .flags import explain, filled, known_only, none, one, parse
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 FIXED = ("variant", "profile", "size", "preset", "dir")
 """Options that a run keeps for life."""
+
+LARGEST = 1 << 20
+"""Bytes of the largest config.yaml that is read."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -39,18 +44,27 @@ def train(argv: Sequence[str]) -> int:
 
 
 def _run(cfg: RunConfig, resume: Path | None = None) -> None:
-    """Train to the end, judged by the room eval. SIGTERM stops like Ctrl-C: with a checkpoint."""
+    """Train to the end, judged by the room eval. SIGTERM and Ctrl-C stop it with a checkpoint."""
+    from .core import registry
     from .core.checkpoint import CheckpointError
+    from .core.guard import NonFinite
     from .core.launch import make_task
+    from .core.promises import require
+    from .core.signals import Signals
     from .core.train import train as learn
+    from .core.worker import EnvError
     from .eval.judge import Judge
 
-    _made(cfg.task, partial(make_task, cfg)).close()  # before a run directory or an MLflow run exists
-    signal.signal(signal.SIGTERM, _terminate)
+    task = _made(cfg.task, partial(make_task, cfg))  # before a run directory or an MLflow run exists
+    task.close()
+    require(registry.variant(cfg.variant), task.spec)
     try:
-        directory = learn(cfg, Judge(), resume)
+        with Signals(cfg.grace) as signals:
+            directory = learn(cfg, Judge(), resume, signals)
     except (FileExistsError, CheckpointError) as error:
         raise ConfigError(str(error)) from None
+    except (EnvError, NonFinite, OSError) as error:
+        raise Failure(str(error)) from error
     print(f"report: {directory / 'report.html'}")
 
 
@@ -65,12 +79,8 @@ def _made(name: str, make: Callable[[], Task]) -> Task:
         raise ConfigError(" ".join(str(error.args[0] if error.args else error).split())) from None
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to stop by SIGTERM."""
-
-
 def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
+    raise Stopped(number)
 
 
 def _resolve(flags: Mapping[str, str | None]) -> RunConfig:
@@ -126,7 +136,7 @@ def _train_help(cfg: RunConfig) -> str:
        [--any.option VALUE ...]
 
 {" ".join((train.__doc__ or "").split())}
-Variants: {", ".join(registry.registered("polydream.variants"))}; or module:Class of your own.
+Variants: {", ".join(registry.registered("polydream.variants"))}; several joined by +; or module:Class of your own.
 Tasks: {", ".join(f"{f}/NAME" for f in registry.registered("polydream.tasks") if f != "module")}; or module:factory of your own.
 {tables}
 Values below are those of what is chosen: `polydream train --variant NAME --preset NAME --help` shows that one's.
@@ -145,11 +155,12 @@ def resume(argv: Sequence[str]) -> int:
     """Continue a run where it stopped: resume RUN_DIR [--any.option VALUE ...]. Changed options are printed."""
     words = parse(argv)
     directory = _existing(one(words.positional, "run directory"))
-    stored = stored_config(directory)
+    code = [words.flags.get(key) or "" for key in ("variant", "task")]
+    stored = stored_config(directory, code)
     cfg = override(stored, "dir", str(directory))
     _only_switches_bare(cfg, words.flags)
     for key, text in _trues(words.flags).items():
-        if key in FIXED:
+        if key in FIXED and text != getattr(stored, key, None):
             raise ConfigError(f"--{key} cannot change in a run that has begun; start a new one with `polydream train`")
         cfg = override(cfg, key, text)
     for key, (old, new) in difference(stored, cfg).items():
@@ -159,22 +170,30 @@ def resume(argv: Sequence[str]) -> int:
     return 0
 
 
-def stored_config(directory: Path) -> RunConfig:
-    """The configuration that a run directory was made with. Raises ConfigError when it has none or a damaged one."""
+def stored_config(directory: Path, code: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run directory was made with. Raises ConfigError when it has none or a damaged one.
+
+    code: names of the form `module:name` that the command line repeats; a file alone may not choose what is imported.
+    """
     import yaml
 
     path = directory / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path} is larger than {LARGEST} bytes: no configuration of ours")
         data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no configuration")
-    from .core.presets import restore
+    from .core.presets import refuse_code, restore
 
-    return restore(data)
+    refuse_code("task", str(data.get("task", "")), code)
+    return restore(data, code)
 
 
 def _existing(text: str) -> Path:
@@ -191,7 +210,8 @@ def evaluate(argv: Sequence[str]) -> int:
     """
     words = parse(argv)
     path = _existing(one(words.positional, "run directory or checkpoint"))
-    given = _options(words.flags, {"episodes": int, "seed": int, "mode": Literal["sample", "mode"], "task": str, "video": str})
+    kinds = {"episodes": int, "seed": int, "mode": Literal["sample", "mode"], "task": str, "video": str, "variant": str}
+    given = _options(words.flags, kinds)
     if "task" in given:
         _family(given["task"])
     from .core import checkpoint, presets
@@ -202,11 +222,14 @@ def evaluate(argv: Sequence[str]) -> int:
 
     try:
         path = checkpoint.locate(path)
-        run = presets.restore(checkpoint.read(path)[1]["config"])
-        agent = checkpoint.load_agent(path).eval()
+        code = (given.get("variant", ""),)
+        agent = checkpoint.load_agent(path, code=code).eval()
+        run = presets.restore(checkpoint.read(path)[1]["config"], code)
     except checkpoint.CheckpointError as error:
         raise ConfigError(str(error)) from None
     seed, episodes = given.get("seed", run.seed), _positive(given.get("episodes", run.eval.episodes), "episodes")
+    if "task" not in given:
+        presets.refuse_code("task", run.task, ())
     run = replace(run, task=given.get("task", run.task))
     make = partial(make_task, run)
     _made(run.task, make).close()
@@ -215,6 +238,9 @@ def evaluate(argv: Sequence[str]) -> int:
     print(f"{run.task}: return {result.return_mean:.2f}, deviation {result.return_std:.2f}, over {episodes} episodes of mode {result.mode}")
     for score, length, ended in zip(result.returns, result.lengths, result.terminated, strict=True):
         print(f"  {score:10.2f} in {length} decisions" + (", terminated" if ended else ""))
+    for row in result.rows() if len(result.rows()) > 1 else ():
+        shown = ", ".join(f"{k} {v:.3g}" for k, v in row.items() if k in ("return_mean", "success_mean", "score_mean", "score_worst"))
+        print(f"  {row.get('task', 'mean over tasks')}: {shown}")
     for line in [*([f"video: {result.video}"] if result.video else []), *result.warnings]:
         print(line)
     return 0
@@ -247,35 +273,59 @@ def report(argv: Sequence[str]) -> int:
 
 
 def catalogue(argv: Sequence[str]) -> int:
-    """What there is to choose from: variants with the seams they change, task families, profiles, sizes, presets."""
-    words = parse(argv)
-    none(words.positional)
-    known_only(words.flags, ())
-    from .core.registry import registered
+    """What there is to choose from: list, or list NAME for one variant (or NAME+NAME) with its knobs explained.
 
-    print("variants (--variant NAME, or module:Class of your own)")
-    for name, entry in registered("polydream.variants").items():
-        cls = entry.load()
-        print(f"  {name:12} {_headline(cls)}\n{'':15}changes: {', '.join(changed_seams(cls)) or 'nothing'}")
-    print("\ntasks (--task FAMILY/NAME, or module:factory of your own)")
-    for name, entry in registered("polydream.tasks").items():
-        if name != "module":
-            print(f"  {name + '/NAME':12} {_headline(entry.load())}")
-    for title, table in _tables().items():
-        print(f"\n{title.lower()} (--{title[:-1].lower()} NAME)\n  {', '.join(table)}")
+    Of every variant: the seams it changes, the knobs it adds, what it needs from a task, what it combines with. Then task
+    families, profiles, sizes and presets.
+    """
+    words = parse(argv)
+    known_only(words.flags, ())
+    from .catalogue import tables, variants
+
+    if words.positional:
+        print(variants([one(words.positional, "variant")], full=True))
+    else:
+        print(f"{variants()}\n\n{tables(_tables())}")
     return 0
 
 
-def _headline(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().partition("\n")[0]
+def new_variant(argv: Sequence[str]) -> int:
+    """Write a package with a variant of your own: new-variant NAME DIR. It holds the class, its test, and what registers it."""
+    words = parse(argv)
+    known_only(words.flags, ())
+    if len(words.positional) != 2:
+        raise ConfigError(
+            f"wants a name and a folder: polydream new-variant curious ../curious; got {' '.join(words.positional) or 'none'}"
+        )
+    from .scaffold import write_package
+
+    name, folder = words.positional[0], Path(words.positional[1])
+    for path in write_package(name, folder):
+        print(path)
+    print(f"next: python -m pip install --no-deps --editable {folder}; python -m pytest {folder}; polydream train --variant {name}")
+    return 0
 
 
-def changed_seams(cls: type) -> list[str]:
-    """Names of the base agent's public methods that a variant, or a class between it and the base, defines anew."""
-    from .core.agent import Dreamer
+def check_variant(argv: Sequence[str]) -> int:
+    """Test a variant as the engine will use it: check-variant NAME, NAME+NAME, or module:Class of your own.
 
-    own = {name for c in cls.__mro__ if c is not Dreamer and issubclass(c, Dreamer) for name in vars(c)}
-    return [name for name in vars(Dreamer) if name in own and not name.startswith("_")]
+    Options: [--task FAMILY/NAME] where to try it, [--any.knob VALUE ...] of its Config to set first. Exit code 1 when something
+    is wrong.
+    """
+    words = parse(argv)
+    name, flags = one(words.positional, "variant"), filled(words.flags)
+    task = flags.pop("task", "")
+    if task:
+        _family(task)
+    from .core.presets import resolve
+    from .eval.contract import check_variant as examine
+
+    resolve({"variant": name}, {f"agent.{key}": text for key, text in flags.items()})  # refuses what does not exist
+    problems = examine(name, task=task, settings=flags)
+    for problem in problems:
+        print(f"problem: {problem}")
+    print(f"{name}: {len(problems)} problems" if problems else f"{name}: fine")
+    return 1 if problems else 0
 
 
 def check_env(argv: Sequence[str]) -> int:

@@ -53,7 +53,7 @@ class Minecraft(gymnasium.Env[dict[str, np.ndarray], Any]):
     def __init__(self, game: Any, seed: int = 0) -> None:
         self._game, self._seed = game, seed
         self.items = tuple(sorted(game.observation_space["inventory"].spaces))
-        self.observation_space = gymnasium.spaces.Dict(
+        self.observation_space: Any = gymnasium.spaces.Dict(
             {
                 "image": gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8),
                 "inventory": gymnasium.spaces.Box(0.0, np.inf, (len(self.items),), np.float32),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from polydream.core.agent import Config, Dreamer, Scales
+from polydream.core.agent import Config, Dreamer
 from polydream.core.config import leaves, override
+from polydream.core.knobs import Scales
 from polydream.core.normalizer import NormConfig
 from polydream.core.profiles import PROFILES
 from polydream.core.rng import Draws

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from polydream.core import durable
 from polydream.core.replay import Replay
 from tests.replays import check_rows, fill, make, starts, steps
 
@@ -26,7 +26,8 @@ def test_a_loaded_replay_goes_on_bit_for_bit(options: dict[str, Any], tmp_path: 
         state = one.save(tmp_path / str(count))
         two = make(2, capacity=200, directory=tmp_path / "scratch", **options)
         two.load(tmp_path / str(count))
-        assert two.state_dict() == one.state_dict() == state == json.loads(json.dumps(state))
+        assert {**two.state_dict(), "saved": state["saved"]} == {**one.state_dict(), "saved": state["saved"]} == state
+        assert state == json.loads(json.dumps(state))
         for t in range(count, count + 250):
             for replay in (one, two):
                 replay.add(steps([0, 1], [t, t]))
@@ -43,21 +44,22 @@ def test_only_changed_segments_are_written_again(tmp_path: Path) -> None:
     replay.save(tmp_path)
     before = {p.name for p in tmp_path.iterdir()}
     replay.save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} ^ before == {"order-0.safetensors", "order-1.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} ^ before == {f"{n}" for v in (0, 1) for n in (f"order-{v}.safetensors", f"index-{v}.json")}
     before = {p.name for p in tmp_path.iterdir()}
     replay.write(np.array([[1, 40]]), {"deter": np.ones((1, 4)), "stoch": np.ones((1, 3), int)})
     replay.save(tmp_path)
     after = {p.name for p in tmp_path.iterdir()}
-    assert after - before == {"1-2-latent-2.safetensors", "order-2.safetensors"}  # step 40 lies in segment 2 of stream 1
-    assert before - after == {"1-2-latent-0.safetensors", "order-1.safetensors"}
+    assert after - before == {"1-2-latent-2.safetensors", "order-2.safetensors", "index-2.json"}  # step 40 lies in segment 2 of stream 1
+    assert before - after == {"1-2-latent-0.safetensors", "order-1.safetensors", "index-1.json"}
     replay.add(steps([0], [100]), streams=[0])
     replay.save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} - after == {"0-6-data-3.safetensors", "0-6-latent-3.safetensors", "order-3.safetensors"}
+    fresh = {"0-6-data-3.safetensors", "0-6-latent-3.safetensors", "order-3.safetensors", "index-3.json"}
+    assert {p.name for p in tmp_path.iterdir()} - after == fresh
     resumed = make(2, capacity=1000)
     resumed.load(tmp_path)
     files = {p.name for p in tmp_path.iterdir()}
     resumed.save(tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} - files == {"order-4.safetensors"}
+    assert {p.name for p in tmp_path.iterdir()} - files == {"order-4.safetensors", "index-4.json"}
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
@@ -76,30 +78,92 @@ def test_an_interrupted_save_leaves_the_previous_one(tmp_path: Path, monkeypatch
     saved = replay.save(tmp_path)
     fill(replay, 30, begin=50)
     whole = 0
-    original = os.replace
+    original = durable.write
     for fail_at in range(100):
         calls = iter(range(1000))
 
-        def replace(*args: Any, calls: Iterator[int] = calls, fail_at: int = fail_at) -> None:
+        def write(path: Path, content: bytes, *, calls: Iterator[int] = calls, fail_at: int = fail_at, **options: Any) -> Any:
             if next(calls) == fail_at:
+                path.write_bytes(content[: len(content) // 2])
                 raise OSError("interrupted")
-            original(*args)
+            return original(path, content, **options)
 
-        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(durable, "write", write)
         try:
-            replay.save(tmp_path)
+            newer = replay.save(tmp_path, keep=[saved["saved"][0]])
             whole = fail_at
         except OSError:
             pass
-        monkeypatch.setattr(os, "replace", original)
+        monkeypatch.setattr(durable, "write", original)
         two = make(2)
-        two.load(tmp_path)
-        assert two.state_dict() == (replay.state_dict() if whole else saved)
+        two.load(tmp_path, saved)
+        assert {**two.state_dict(), "saved": saved["saved"]} == saved
         check_rows(two.sample())
         if whole:
             break
     assert whole > 4
-    assert not list(tmp_path.glob("*.partial"))
+    two.load(tmp_path, newer)
+    assert two.state_dict() == replay.state_dict()
+    replay.save(tmp_path)
+    assert {int(p.stem.split("-")[-1]) for p in tmp_path.iterdir()} <= {0, newer["saved"][0], newer["saved"][0] + 1}, (
+        "nothing half-written stays"
+    )
+
+
+def test_every_kept_save_can_be_loaded_with_the_latents_it_had(tmp_path: Path) -> None:
+    replay = fill(make(1, capacity=64), 64)
+    states, contents = [], []
+    for round in range(3):
+        replay.write(np.array([[0, round + 62]]), {"deter": np.full((1, 4), round + 0.5), "stoch": np.full((1, 3), round)})
+        states.append(replay.save(tmp_path, keep=[s["saved"][0] for s in states]))
+        contents.append(replay.sample(heldout=True))
+        fill(replay, 40, begin=64 + 40 * round)  # evicts what earlier saves hold
+    for state, batch in zip(states, contents, strict=True):
+        back = make(1, capacity=64)
+        back.load(tmp_path, state)
+        again = back.sample(heldout=True)
+        assert all(torch.equal(again[k], batch[k]) for k in batch.keys(True, True))
+    replay.load(tmp_path, states[0])
+    replay.save(tmp_path)
+    with pytest.raises(ValueError, match="index-1.json is missing"):
+        replay.load(tmp_path, states[1])
+
+
+@pytest.mark.parametrize("segment", [0, 1, 3])
+def test_a_damaged_segment_is_named_and_only_what_lies_before_it_is_lost(segment: int, tmp_path: Path) -> None:
+    one = fill(make(2, capacity=1000), 60)
+    state = one.save(tmp_path)
+    file = tmp_path / f"1-{segment}-data-0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    back, said = make(2, capacity=1000), []
+    with pytest.raises(ValueError, match=f"{file.name} has been changed"):
+        back.load(tmp_path, state)
+    back.load(tmp_path, state, said.append)
+    lost = min(16 * (segment + 1), 60)
+    assert len(said) == 1 and file.name in said[0] and f"{lost} steps of environment 1" in said[0]
+    assert back.segments.first.tolist() == [0, lost] and back.segments.end.tolist() == [60, 60]
+    fill(back, 1000, begin=60)  # counters and order still lead to each other, through growth and eviction
+    check_rows(back.sample())
+    again = make(2, capacity=1000)
+    again.load(tmp_path / "again", back.save(tmp_path / "again"))
+    assert again.state_dict() == back.state_dict()
+
+
+def test_a_broken_off_episode_is_closed_once(tmp_path: Path) -> None:
+    replay = fill(make(2), 20)
+    replay.close_episode(1)
+    replay.close_episode(1)
+    fill(replay, 20, begin=20)
+    last = replay.segments.arrays["is_last",]
+    rows = replay.segments.rows(np.array(1), np.arange(40))
+    assert np.flatnonzero(last[rows]).tolist() == [19] and not replay.segments.arrays["is_terminal",][rows].any()
+    assert (
+        replay.segments.arrays["action", "move"][rows[19]].tolist() == [0, 0] and replay.segments.arrays["action", "move"][rows[18]].any()
+    )
+    assert not last[replay.segments.rows(np.array(0), np.arange(40))].any()
+    make(2).close_episode(0)  # nothing there
 
 
 def test_an_older_checkpoint_forgets_what_came_later(tmp_path: Path) -> None:
@@ -177,15 +241,22 @@ def test_what_does_not_fit_is_not_loaded(tmp_path: Path) -> None:
         make(2, sampler="priority").load(tmp_path)
     file = tmp_path / "1-0-data-0.safetensors"
     content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="1-0-data-0.safetensors is damaged"):
-        make(2).load(tmp_path)
-    file.write_bytes((tmp_path / "1-1-data-0.safetensors").read_bytes())  # fewer steps than the segment had
-    with pytest.raises(ValueError, match="1-0-data-0.safetensors is damaged: 14 steps where 16"):
-        make(2).load(tmp_path)
+    for harm in (content[: len(content) // 2], b"", bytes(len(content)), (tmp_path / "1-1-data-0.safetensors").read_bytes()):
+        file.write_bytes(harm)
+        with pytest.raises(ValueError, match="is damaged: 1-0-data-0.safetensors has"):
+            make(2).load(tmp_path)
     file.write_bytes(content)
-    index = json.loads((tmp_path / "index.json").read_text())
-    for key, value, match in (("format", 99, "format 99"), ("files", {"0-0-data": "../secret"}, "no file of a replay")):
-        (tmp_path / "index.json").write_text(json.dumps(index | {key: index["files"] | value if key == "files" else value}))
+    path = tmp_path / "index-0.json"
+    index = json.loads(path.read_text())
+    for key, value, match in (
+        ("format", 99, "format 99"),
+        ("files", {"0-0-data": ["../secret", []]}, "none of a replay's"),
+        ("size", 0, "counts what cannot be"),
+        ("state", [], "no index"),
+    ):
+        path.write_text(json.dumps(index | {key: index["files"] | value if key == "files" else value}))
         with pytest.raises(ValueError, match=match):
             make(2).load(tmp_path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no index"):
+        make(2).load(tmp_path)

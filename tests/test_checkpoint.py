@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from polydream.core import checkpoint
+from polydream.core import checkpoint, durable
+from polydream.core.config import ConfigError
+from polydream.core.lock import Lock
 from polydream.core.presets import resolve
 from polydream.core.rng import Draws
 from polydream.core.specs import Space, Spec
 from tests.fixtures import VECTOR, agent, batch, tiny
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -100,6 +108,72 @@ def test_only_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> No
         checkpoint.save(tmp_path, step, {"agent": {"w": torch.zeros(1)}}, {"arrays": np.zeros(2), "number": np.array(3)})
     assert [p.name for p in sorted(tmp_path.iterdir())] == [f"{s:012d}" for s in (3, 4)]
     assert checkpoint.read(checkpoint.newest(tmp_path))[1]["number"].shape == (), "numbers as arrays keep their shape"
+
+
+def test_a_second_checkpoint_of_a_step_writes_nothing_over(tmp_path: Path) -> None:
+    paths = [checkpoint.save(tmp_path, 7, {"agent": {"w": torch.full((1,), float(i))}}, {"i": i}, keep=20) for i in range(12)]
+    assert [p.name for p in checkpoint.complete(tmp_path)] == [p.name for p in paths]
+    assert [checkpoint.read(p)[1]["i"] for p in paths] == list(range(12))
+    assert checkpoint.newest(tmp_path) == paths[-1]
+
+
+def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, 1, {"agent": {"w": torch.zeros(9)}}, {"step": 1})
+    original = durable.unfit
+    monkeypatch.setattr(durable, "unfit", lambda path, mark: "w has been changed" if "000002" in str(path) else original(path, mark))
+    with pytest.raises(checkpoint.CheckpointError, match="could not be read back"):
+        checkpoint.save(tmp_path, 2, {"agent": {"w": torch.zeros(9)}}, {"step": 2})
+    assert [p.name for p in tmp_path.iterdir()] == ["000000000001"]
+
+
+def test_only_what_the_manifest_names_is_read(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, {"agent": {"w": torch.zeros(9)}}, {"step": 1})
+    (path / "more.safetensors").write_bytes(b"not tensors")
+    assert set(checkpoint.read(path)[0]) == {"agent"}
+    manifest = json.loads((path / "manifest.json").read_text())
+    outside = tmp_path / "outside.safetensors"
+    outside.write_bytes((path / "agent.safetensors").read_bytes())
+    for name in ("../outside.safetensors", str(outside), "Agent.safetensors", "agent.pkl"):
+        (path / "manifest.json").write_text(
+            json.dumps(manifest | {"files": manifest["files"] | {name: manifest["files"]["agent.safetensors"]}})
+        )
+        with pytest.raises(checkpoint.CheckpointError, match="no file of a checkpoint"):
+            checkpoint.read(path)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "agent.safetensors").unlink()
+    (path / "agent.safetensors").symlink_to(outside)
+    with pytest.raises(checkpoint.CheckpointError, match="not a plain file"):
+        checkpoint.read(path)
+
+
+def test_a_checkpoint_chooses_neither_code_nor_the_memory_it_takes(tmp_path: Path) -> None:
+    cfg = resolve({"preset": "smoke"})
+    from polydream.core.agent import Dreamer
+
+    first = Dreamer(VECTOR, cfg.agent)
+    tensors, state = checkpoint.agent_tensors(first, first.optimizer())
+    for path, change, match in (
+        ("a", {"variant": "antigravity:fly"}, "would run code"),
+        ("b", {"variant": "base+antigravity:fly"}, "would run code"),
+        ("c", {"agent": {"rssm": {"deter": 10**9}}}, "agent.rssm.deter=1000000000"),
+        ("d", {"agent": {"rssm": {"deter": 64}}}, "differ"),
+    ):
+        header = checkpoint.header(cfg, VECTOR)
+        header["config"] |= change
+        checkpoint.save(tmp_path / path, 7, tensors, {**header, "optimizer": state})
+        with pytest.raises((checkpoint.CheckpointError, ConfigError), match=match):
+            checkpoint.load_agent(tmp_path / path)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_second_process_on_a_run_is_refused(tmp_path: Path) -> None:
+    other = "import sys, pathlib; from polydream.core.lock import Lock; Lock(pathlib.Path(sys.argv[1]))"
+    with Lock(tmp_path):
+        answer = subprocess.run(
+            [sys.executable, "-c", other, str(tmp_path)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        )
+        assert f"is in use by another process (process {os.getpid()}" in answer.stderr
+    Lock(tmp_path).close()
 
 
 def test_no_checkpoint_is_one_clear_error(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from polydream.__main__ import COMMANDS, main
-from polydream.commands import changed_seams, stored_config
+from polydream.commands import stored_config
+from polydream.core.compose import changed_seams
 from polydream.core.config import ConfigError, Option, describe, leaves, to_dict
 from polydream.core.presets import PRESETS, SIZES, resolve
 from polydream.flags import Words, explain, known_only, parse
@@ -194,7 +195,14 @@ def test_every_option_misspelt_or_misvalued_is_one_line(capsys: pytest.CaptureFi
         (["check-env"], "wants one environment, got none"),
         (["check-env", "world/chain", "--steps", "0"], "steps wants a positive number, got 0"),
         (["check-env", "world/chain", "--obs", "pixel"], "did you mean 'pixels'?"),
-        (["list", "x"], "unexpected 'x'"),
+        (["list", "bsae"], "no variant named 'bsae'; did you mean base?"),
+        (["list", "base", "base"], "wants one variant, got 2"),
+        (["new-variant", "curious"], "wants a name and a folder"),
+        (["new-variant", "Base Agent", "x"], "not 'Base Agent'"),
+        (["new-variant", "base", "x"], "is taken"),
+        (["check-variant"], "wants one variant, got none"),
+        (["check-variant", "base", "--pirce", "1"], "no option 'agent.pirce'"),
+        (["check-variant", "base", "--task", "wrold/chain"], "did you mean world?"),
         (["doctor", "--fast"], "no option 'fast'"),
     ],
 )
@@ -213,7 +221,7 @@ def test_damaged_config_files_are_one_line(text: str, capsys: pytest.CaptureFixt
 
 def test_a_run_keeps_what_shaped_it(capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(yaml.safe_dump(to_dict(resolve({}))))
-    assert "cannot change in a run that has begun" in refused(capsys, "resume", ".", "--variant", "base")
+    assert "cannot change in a run that has begun" in refused(capsys, "resume", ".", "--variant", "goal")
     assert "did you mean 'steps'?" in refused(capsys, "resume", ".", "--stepz", "3")
 
 

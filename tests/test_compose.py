@@ -14,9 +14,10 @@ from torch import Tensor
 
 from polydream.__main__ import main
 from polydream.core import registry
-from polydream.core.agent import Config, Dreamer, Scales
+from polydream.core.agent import Config, Dreamer
 from polydream.core.compose import EXCLUSIVE, SEAMS, changed_seams, compose
 from polydream.core.config import ConfigError, describe, override, to_dict
+from polydream.core.knobs import Scales
 from polydream.core.presets import resolve, restore
 from polydream.core.promises import Promises, promises_of, require
 from polydream.core.rng import Draws

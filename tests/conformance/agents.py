@@ -8,10 +8,11 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from polydream.core.agent import Config, Dreamer, Scales
+from polydream.core.agent import Config, Dreamer
 from polydream.core.behavior import ActorConfig, CriticConfig
 from polydream.core.codec import CodecConfig, model_actions
 from polydream.core.heads import HeadConfig, PolicyConfig
+from polydream.core.knobs import Scales
 from polydream.core.optim import OptimConfig
 from polydream.core.rssm import RSSMConfig
 from polydream.core.specs import Spec

@@ -1,0 +1,166 @@
+"""Two levels: a manager that sets a subgoal every K steps, in a code that it learned, and a worker that reaches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from ..core.agent import Dreamer
+from ..core.behavior import Behavior, CriticConfig, Objective
+from ..core.config import ConfigError
+from ..core.heads import Policy
+from ..core.knobs import Config
+from ..core.promises import Promises
+from ..core.rng import Draws
+from ..core.specs import Space, Spec
+from . import pursuits, segments
+from .explorer import Novelty
+from .levels import Manager, Worker
+from .subgoals import Subgoals, closeness
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchyConfig:
+    """How subgoals are coded, held, chosen and paid for."""
+
+    hold: int = 0  # K, steps that a subgoal is held, a divisor of the dream; 0 takes the largest up to 8
+    groups: int = 8  # of the code
+    codes: int = 8  # classes of each group
+    layers: int = 2  # dense units of encoder and decoder of subgoals
+    units: int = 64  # width of each
+    share: float = 0.6  # of the nats that a code can tell, how much it is to tell of a state
+    extrinsic: float = 1.0  # manager: weight of the task's reward
+    novelty: float = 0.1  # manager: weight of what the code cannot tell yet
+    closeness: float = 1.0  # worker: weight of nearness to the subgoal
+    task: float = 0.0  # worker: weight of the task's reward beside it
+    manager_entropy: float = 0.5  # share of the greatest entropy that the manager's is steered to
+    worker_entropy: float = 0.5  # likewise the worker's
+    speed: float = 0.1  # share by which the weights of entropies and of the code's KL are turned at an update
+
+    def __post_init__(self) -> None:
+        if not (self.extrinsic or self.novelty):
+            raise ConfigError("a manager without reward: hierarchy.extrinsic and hierarchy.novelty are both 0")
+        if not (self.closeness or self.task):
+            raise ConfigError("a worker without reward: hierarchy.closeness and hierarchy.task are both 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierarchicalConfig(Config):
+    """Knobs of the base agent, and `hierarchy`."""
+
+    dream: int = 16  # H, imagined steps: two subgoals
+    hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
+
+
+class Hierarchical(Dreamer):
+    """Director (Hafner et al. 2022, "Deep Hierarchical Planning from Pixels") on the shared core.
+
+    The state carries `subgoal` (*, D), a deterministic state; `code` (*, S * C), what the manager chose; `clock` (*), steps since, which
+    is 0 where the next one is due.
+    """
+
+    Config = HierarchicalConfig
+    cfg: HierarchicalConfig
+    promises = Promises(
+        neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
+        exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy"),
+    )
+
+    def __init__(self, spec: Spec, cfg: HierarchicalConfig, seed: int = 0) -> None:
+        self.hold = segments.held(cfg.dream, cfg.hierarchy.hold)
+        super().__init__(spec, cfg, seed)
+        if not isinstance(self.main, Worker):
+            raise ConfigError(f"{type(self).__name__}: hierarchical acts by its worker, and another part puts a policy of its own there")
+
+    @property
+    def subgoals(self) -> Subgoals:
+        return self.nets["subgoals"]  # type: ignore[return-value]
+
+    def build(self) -> dict[str, nn.Module]:
+        """Adds `subgoals`, their autoencoder."""
+        h = self.cfg.hierarchy
+        sizes = {"groups": h.groups, "codes": h.codes, "units": h.units, "layers": h.layers}
+        return super().build() | {"subgoals": Subgoals(self.cfg.rssm.deter, share=h.share, speed=h.speed, **sizes)}
+
+    def build_behaviors(self) -> dict[str, Behavior]:
+        """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
+        cfg, h, width = self.cfg, self.cfg.hierarchy, self.rssm.latent_width
+        code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
+        paid = {"extrinsic": Objective(width, self._critic(), weight=h.extrinsic), "novelty": Novelty(width, cfg.critic)}
+        paid["novelty"].weight = h.novelty
+        paid = {k: o for k, o in paid.items() if o.weight}
+        actor = replace(cfg.actor, grad="reinforce")
+        policy = Policy(width, code, cfg.actor.policy)
+        manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
+        width += cfg.rssm.deter
+        weights = {k: w for k, w in {"closeness": h.closeness, "extrinsic": h.task}.items() if w}
+        objectives = {k: Objective(width, cfg.critic, weight=w) for k, w in weights.items()}
+        policy = Policy(width, self.spec.action, cfg.actor.policy)
+        worker = Worker(policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
+        return super().build_behaviors() | {"main": worker, "manager": manager}
+
+    def _critic(self) -> CriticConfig:
+        """The manager's, whose rewards are means of K: the floor of their scale is that of sums."""
+        norm = self.cfg.critic.retnorm
+        return replace(self.cfg.critic, retnorm=replace(norm, limit=norm.limit / self.hold))
+
+    def scales(self) -> dict[str, float]:
+        """Adds subgoals, which share nothing with the rest and so weigh 1, and what either level learns by."""
+        named, s, h = super().scales(), self.cfg.scales, self.cfg.hierarchy
+        named |= {"subgoals": 1.0, "manager/policy": s.policy}
+        terms = {"value/closeness": h.closeness, "value": h.task, "manager/value": h.extrinsic, "manager/value/novelty": h.novelty}
+        return {k: v for k, v in named.items() if k not in ("value", "repval")} | {k: s.value for k, weight in terms.items() if weight}
+
+    def prepare(self, batch: TensorDict, draws: Draws) -> TensorDict:
+        """Adds `noise` (B, T, S), by which codes of replayed states are drawn."""
+        batch = super().prepare(batch, draws).copy()
+        noise = draws.uniform("subgoals", *batch.batch_size, self.cfg.hierarchy.groups)
+        return batch if noise is None else batch.set("noise", noise)
+
+    def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
+        """A clock at 0, so that the manager chooses at once; what it replaces is nothing."""
+        found, h, lead = super().context(data, state, draws), self.cfg.hierarchy, state.batch_size
+        zeros = torch.zeros(*lead, h.groups * h.codes + self.cfg.rssm.deter, device=state.device)
+        code, subgoal = zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1)
+        clock = torch.zeros(lead, dtype=torch.int64, device=state.device)
+        return found.update({"code": code, "subgoal": subgoal, "clock": clock})
+
+    def view(self, state: TensorDict) -> Tensor:
+        """What actor and critic see, and the subgoal where the state has one: (*, F + D). The manager's states have none."""
+        seen = super().view(state)
+        return torch.cat([seen, state["subgoal"]], -1) if "subgoal" in state else seen
+
+    def act(self, state: TensorDict, draws: Draws) -> TensorDict:
+        """Choose the next subgoal where it is due, then let the worker act towards the one in force."""
+        return super().act(self.renew(state, draws), draws)
+
+    @torch.no_grad()
+    def renew(self, state: TensorDict, draws: Draws) -> TensorDict:
+        """States (n,) with the manager's choice where the clock stands at 0, and the clock moved on."""
+        due = (state["clock"] == 0).unsqueeze(-1)
+        code = self.behaviors["manager"].policy(self.view(state.exclude("subgoal")))["code"].sample(draws, "action")  # type: ignore[operator]
+        subgoal = torch.where(due, self.subgoals.decode(code), state["subgoal"])
+        renewed = {"code": torch.where(due, code, state["code"]), "subgoal": subgoal, "clock": (state["clock"] + 1) % self.hold}
+        return state.copy().update(renewed)
+
+    def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
+        """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state."""
+        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"].float()
+        if h.closeness:
+            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1], deter[:, 1:]), (1, 0))
+        return rewards | ({"novelty": self.subgoals.novelty(deter).float()} if h.novelty else {})
+
+    def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
+        """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""
+        noise = batch.get("noise", None)
+        return super().model_losses(batch, post) | {"subgoals": self.subgoals.loss(post["deter"], noise, torch.is_grad_enabled())}
+
+    def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Adds how well the code tells of states, how much of it is used, how near subgoals are come to, and what both look like."""
+        metrics, pictures = super().report(batch, draws)
+        more, drawn = pursuits.inspect(self, batch, draws)
+        return metrics | more, pictures | drawn

@@ -1,0 +1,200 @@
+"""Many tasks, one world model: a policy that knows its task, heads and scales of its own for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from ..core.agent import Config, Dreamer
+from ..core.behavior import Behavior, Objective
+from ..core.codec import Encoder
+from ..core.heads import Head, Policy
+from ..core.outputs import Output
+from ..core.promises import Promises
+from ..core.rng import Draws
+from ..core.rssm import RSSM
+from ..core.specs import Space, Spec
+from .branches import Branches, balance
+from .embedding import TaskEmbedding, ToldRSSM
+from .padding import Padding, TaskPolicy, owned
+from .yardstick import TaskObjective, discount
+
+TOLD = "~task"
+"""Key under which the encoder is told the task, beside the observations."""
+
+Reader = Literal["encoder", "dynamics", "heads", "behavior"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTaskConfig:
+    """What is each task's own and what is shared. With one task all of it is the base agent's."""
+
+    embedding: int = 32  # width of the learned vector that stands for a task
+    reads: tuple[Reader, ...] = ("encoder", "heads", "behavior")  # who is told it; behavior: actor and critic; dynamics: for unlike bodies
+    heads: Literal["per_task", "shared"] = "per_task"  # of reward and continuation
+    returns: Literal["per_task", "shared"] = "per_task"  # scale of the returns, which divides the advantage
+    reduction: Literal["uniform", "per_task"] = "uniform"  # losses of the world model's heads: mean over steps, or over tasks of theirs
+    discount: Literal["shared", "length"] = "shared"  # length: of each task by its longest episode
+    swap: float = 0.0  # share of dreams under the number of another task with the same spaces; above 0 replay teaches the critic nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiTaskAgentConfig(Config):
+    """Knobs of the base agent, and `multitask`."""
+
+    multitask: MultiTaskConfig = field(default_factory=MultiTaskConfig)
+
+
+class MultiTask(Dreamer):
+    """One agent for all tasks of a suite (after TD-MPC2, Hansen et al. 2024, and BRC, Nauman et al. 2025).
+
+    The tasks are those of `spec.tasks`. Steps and states carry the number of theirs as `task` (*).
+    """
+
+    Config = MultiTaskAgentConfig
+    cfg: MultiTaskAgentConfig
+    promises = Promises(
+        home="suite/world-grid4",
+        neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared"},
+        turn={"multitask.reads": ((), ("behavior",), ("encoder", "heads", "behavior", "dynamics"))},
+    )
+
+    def spaces(self, spec: Spec) -> Spec:
+        """Looks at what the tasks are, and refuses discounts that the continue head does not learn."""
+        spec, cfg = super().spaces(spec), self.cfg.multitask
+        if cfg.discount == "length" and not self.cfg.critic.contdisc:
+            raise ValueError(
+                "multitask.discount=length needs critic.contdisc: each task's discount is part of what its continuation learns"
+            )
+        self.tasks, usual = list(spec.tasks.values()), self.cfg.critic.discount
+        self.many = len(self.tasks) > 1
+        self.reads: frozenset[str] = frozenset(cfg.reads if self.many else ())
+        self.discounts = [discount(t.limit, usual) if cfg.discount == "length" else usual for t in self.tasks]
+        masked = any(t.action.get(k) is None or t.action[k].width < s.width for k, s in spec.action.items() for t in self.tasks)
+        # Whether actor and critic must know the number itself: for masks, scales and discounts.
+        self.marked = self.many and (masked or cfg.returns == "per_task" or cfg.discount == "length")
+        self.others = [[k for k, other in enumerate(self.tasks) if k != i and _same(t, other)] or [i] for i, t in enumerate(self.tasks)]
+        return spec
+
+    def build(self) -> dict[str, nn.Module]:
+        """Adds `tasks`, the embedding, and `padding`; heads of each task take the place of `reward` and `cont`."""
+        nets, cfg, told = super().build(), self.cfg, self.cfg.multitask.embedding
+        if not self.many:
+            return nets
+        nets["padding"] = Padding(self.spec.visible, [t.obs for t in self.tasks])
+        latent: int = nets["rssm"].latent_width  # type: ignore[assignment]
+        if self.reads:
+            nets["tasks"] = TaskEmbedding(len(self.tasks), told)
+        if "encoder" in self.reads:
+            nets["encoder"] = Encoder(self.spec.visible | {TOLD: Space(shape=(told,))}, cfg.encoder)
+        if "dynamics" in self.reads:
+            sizes = (cfg.dynamics, self.spec.action_width, nets["encoder"].width, cfg.rssm)
+            nets["rssm"] = ToldRSSM(*sizes, told=told, tell=nets["tasks"].forward)
+        elif "encoder" in self.reads:
+            nets["rssm"] = RSSM(cfg.dynamics, self.spec.action_width, nets["encoder"].width, cfg.rssm)  # type: ignore[arg-type]
+        width = latent + (told if "heads" in self.reads else 0)
+        for name, head in (("reward", cfg.reward), ("cont", cfg.cont)):
+            per_task = cfg.multitask.heads == "per_task"
+            nets[name] = Branches(len(self.tasks), width, head) if per_task else Head(width, head)
+        return nets
+
+    def build_behaviors(self) -> dict[str, Behavior]:
+        """The policy that acts, and its critic, are told the task."""
+        behaviors, cfg = super().build_behaviors(), self.cfg
+        if not (self.marked or "behavior" in self.reads):
+            return behaviors
+        width = self.rssm.latent_width + (cfg.multitask.embedding if "behavior" in self.reads else 0) + self.marked
+        replay = None if cfg.multitask.swap else lambda batch: batch["reward"]
+        if not self.marked:
+            objective = Objective(width, cfg.critic, replay=replay)
+            return behaviors | {"main": Behavior(Policy(width, self.spec.action, cfg.actor.policy), {"extrinsic": objective}, cfg.actor)}
+        scales = cfg.multitask.returns == "per_task"
+        own: Objective = TaskObjective(width, cfg.critic, discounts=self.discounts, scales=scales, replay=replay)
+        policy = TaskPolicy(width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks])
+        return behaviors | {"main": Behavior(policy, {"extrinsic": own}, cfg.actor)}
+
+    def scales(self) -> dict[str, float]:
+        """Without repval where dreams change their task: they say nothing of the replayed step that they start from."""
+        named = super().scales()
+        return {k: v for k, v in named.items() if k != "repval"} if self.many and self.cfg.multitask.swap else named
+
+    def encode(self, data: TensorDict) -> Tensor:
+        """Tells the encoder the task, and the dynamics, which take it from the end of the tokens."""
+        told = self.nets["tasks"](self.ids(data)) if self.reads & {"encoder", "dynamics"} else None
+        if "encoder" in self.reads:
+            data = data.copy().set("obs", data["obs"].copy().set(TOLD, told))
+        tokens = super().encode(data)
+        return torch.cat([tokens, told], -1) if "dynamics" in self.reads else tokens  # type: ignore[list-item]
+
+    def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
+        """The task's number, at every step: a sequence may hold episodes of several."""
+        found = super().context(data, state, draws)
+        return found.set("task", self.ids(data)) if self.many else found
+
+    def predict(self, name: str, state: TensorDict) -> Output:
+        """What the head of a state's own task says."""
+        if not self.many:
+            return super().predict(name, state)
+        latent = self.latent(state)
+        seen = torch.cat([latent, self.told(state).to(latent.dtype)], -1) if "heads" in self.reads else latent
+        head = self.nets[name]
+        return head(seen, state["task"]) if isinstance(head, Branches) else head(seen)
+
+    def reconstruct(self, state: TensorDict, data: TensorDict) -> dict[str, Output]:
+        """Padded elements cost nothing."""
+        outputs = super().reconstruct(state, data)
+        padding: Padding = self.nets["padding"] if self.many else Padding({}, ())  # type: ignore[assignment]
+        return outputs | {key: owned(outputs[key], padding.of(key, self.ids(data))) for key in padding.names}
+
+    def view(self, state: TensorDict) -> Tensor:
+        """Adds the embedding of a state's task and, last, its number."""
+        parts = [super().view(state)]
+        if "behavior" in self.reads:
+            # Dreams train actor and critic alone: what they make of the task must not reach its embedding.
+            parts.append(self.told(state).detach() if state.get("joined", None) is not None else self.told(state))
+        if self.marked:
+            parts.append(state["task"].unsqueeze(-1).float())
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Dreams a share of the starts under the number of another task."""
+        share, chosen = self.cfg.multitask.swap, draws.uniform("task/swap", 2, *start.batch_size)
+        if self.many and share and chosen is not None:
+            own = start["task"]
+            counts = torch.tensor([len(row) for row in self.others], device=own.device)
+            table = torch.tensor([row + [0] * (len(self.tasks) - len(row)) for row in self.others], device=own.device)
+            start = start.copy().set("task", torch.where(chosen[0] < share, table[own, (chosen[1] * counts[own]).long()], own))
+        return super().imagine(start, draws)
+
+    def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
+        """Each step's reward and continuation train the head of its own task."""
+        if not self.many:
+            return super().model_losses(batch, post)
+        ids, cfg = self.ids(batch), self.cfg.multitask
+        post = post.copy().set("task", ids)
+        losses = super().model_losses(batch, post)
+        if cfg.discount == "length":
+            alive = (~batch["is_terminal"]).float() * torch.tensor(self.discounts, device=ids.device)[ids]
+            losses["cont"] = self.predict("cont", post).loss(alive)
+        if cfg.reduction == "per_task":
+            weight = balance(ids, len(self.tasks))
+            losses = {k: v * weight if v.shape == ids.shape else v for k, v in losses.items()}
+        return losses
+
+    def told(self, state: TensorDict) -> Tensor:
+        """Embedding (*, E) of the tasks of states (*)."""
+        return self.nets["tasks"](state["task"])
+
+    def ids(self, data: TensorDict) -> Tensor:
+        """Task numbers (*) of steps (*), int64. Raises KeyError where a step does not say."""
+        if "task" not in data:
+            raise KeyError(f"a step must say under 'task' which of {', '.join(self.spec.tasks)} it is of")
+        return data["task"].long()
+
+
+def _same(one: object, other: object) -> bool:
+    return all(getattr(one, part) == getattr(other, part) for part in ("obs", "action"))

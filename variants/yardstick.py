@@ -1,0 +1,92 @@
+"""The value of several tasks at once: a scale of returns and a discount for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from ..core.behavior import CriticConfig, Objective
+from ..core.heads import Head
+from ..core.normalizer import Normalizer, NormConfig
+from ..core.outputs import Output
+from .padding import unmark
+
+LEAST = 32
+"""Returns of a task in a batch below which its scale stays as it is: percentiles of fewer say little."""
+
+
+def discount(limit: int | None, usual: float) -> float:
+    """Discount for episodes of `limit` decisions: clip((L/5 - 1) / (L/5), 0.95, 0.995) (TD-MPC2, Hansen et al. 2024, appendix)."""
+    return usual if limit is None else min(max((limit / 5 - 1) / (limit / 5), 0.95), 0.995)
+
+
+class TaskNormalizer(nn.ModuleList):
+    """A running normaliser for each task: one scale for all would let the task of the largest returns mute the others."""
+
+    def __init__(self, cfg: NormConfig, tasks: int) -> None:
+        super().__init__(Normalizer(cfg) for _ in range(tasks))
+
+    def forward(self, x: Tensor, ids: Tensor, update: bool = True) -> tuple[Tensor, Tensor]:
+        """Values (N, H) of tasks (N,) -> offset and scale (N, 1) of each row's own."""
+        for task, normalizer in enumerate(self):
+            rows = x[ids == task]
+            if rows.numel() >= LEAST:
+                normalizer(rows, update)
+        offset, scale = (torch.stack(stats) for stats in zip(*(n.stats() for n in self), strict=True))  # type: ignore[operator]
+        return offset[ids].unsqueeze(-1), scale[ids].unsqueeze(-1)
+
+
+class TaskCritic(Head):
+    """A critic whose last feature is the task's number. It does not see it, and its output remembers it as `ids` (*)."""
+
+    def forward(self, features: Tensor) -> Output:
+        features, ids = unmark(features)
+        output = super().forward(features)
+        output.ids = ids  # type: ignore[attr-defined]
+        return output
+
+
+class TaskObjective(Objective):
+    """The task's own reward of each row. discounts: of every task, on replayed steps; in dreams the continuation holds them.
+
+    scales: keep a scale of returns for each task instead of one.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        cfg: CriticConfig,
+        *,
+        discounts: Sequence[float],
+        scales: bool,
+        replay: Callable[[TensorDict], Tensor] | None,
+    ) -> None:
+        super().__init__(features, cfg, replay=replay)
+        self.critic, self.slow = TaskCritic(features, cfg.head), TaskCritic(features, cfg.head)
+        self.slow.requires_grad_(False)
+        self.scales = scales
+        if scales:
+            self.retnorm = TaskNormalizer(cfg.retnorm, len(discounts))  # type: ignore[assignment]
+        self.register_buffer("discounts", torch.tensor(discounts), persistent=False)
+
+    discounts: Tensor
+
+    def spread(self, returns: Tensor, value: Output, update: bool = True) -> tuple[Tensor, Tensor]:
+        """Of each row's own task, or of all."""
+        return self.retnorm(returns, ids_of(value)[:, 0], update) if self.scales else super().spread(returns, value, update)
+
+    def discount(self, value: Output) -> Tensor:
+        """Of each step's own task."""
+        return self.discounts[ids_of(value)]
+
+
+def ids_of(value: Output) -> Tensor:
+    """Task numbers (*) of what a critic said, also where an output holds it as one of two."""
+    found = value
+    while not hasattr(found, "ids"):
+        found = found.ours  # type: ignore[attr-defined]
+    ids: Tensor = found.ids
+    return ids
