@@ -226,6 +226,6 @@ def as_gymnasium(task: Task) -> Any:
             """End the task."""
             task.close()
 
-    env = Monitor(Adapter())
-    env.task, env.key = task, key  # type: ignore[attr-defined]
+    env: Any = Monitor(Adapter())
+    env.task, env.key = task, key
     return env
