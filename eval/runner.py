@@ -101,8 +101,9 @@ class Local:
         """Processes that have ended. Of an adopted one the exit code is unknown."""
         found: list[tuple[Cell, int | None]] = []
         for place, (cell, process) in list(self._running.items()):
+            # Of a process of ours only the exit code counts: one that ends right now is dead before it has a code.
             code = process.poll() if process else None
-            if code is None and alive(cell.read().get("process")):
+            if code is None if process else alive(cell.read().get("process")):
                 continue
             del self._running[place]
             found.append((cell, code))
