@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -10,6 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from . import codec, openloop
+from .acting import CompiledPolicy
 from .behavior import Behavior, Objective, actor_critic, frozen, replay_value
 from .codec import Decoder, Encoder
 from .heads import Head, Policy
@@ -17,6 +19,7 @@ from .knobs import Config as Config
 from .nets import RMSNorm, initialize
 from .optim import Optimizer, finite, grad_norm, make_groups
 from .outputs import Output
+from .promises import require
 from .rng import Draws
 from .rssm import RSSM
 from .specs import Space, Spec
@@ -31,6 +34,8 @@ class Dreamer(nn.Module):
     """
 
     Config: ClassVar[type[AgentConfig]] = Config
+    exhibits: ClassVar[tuple[Callable[..., Any], ...]] = ()
+    """Seam: what draws the report's pictures, each a `pictures.Exhibit`. Those of all parents are drawn as well."""
     cfg: AgentConfig
     updates: Tensor
 
@@ -42,9 +47,11 @@ class Dreamer(nn.Module):
 
     def __init__(self, spec: Spec, cfg: AgentConfig, seed: int = 0) -> None:
         super().__init__()
+        require(type(self), spec)
         self.cfg = cfg
         self.spec = self.spaces(spec)
         self.precision = torch.float32
+        self._compiled: CompiledPolicy | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.nets = nn.ModuleDict(self.build())
         self.behaviors = nn.ModuleDict(self.build_behaviors())
@@ -69,9 +76,8 @@ class Dreamer(nn.Module):
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """Seam: policies with their objectives. `main` is the one that acts."""
-        width = self.rssm.latent_width
-        objective = Objective(width, self.cfg.critic, replay=lambda batch: batch["reward"])
-        policy = Policy(width, self.spec.action, self.cfg.actor.policy)
+        objective = Objective(self.view_width, self.cfg.critic, replay=lambda batch: batch["reward"])
+        policy = Policy(self.view_width, self.spec.action, self.cfg.actor.policy)
         return {"main": Behavior(policy, {"extrinsic": objective}, self.cfg.actor)}
 
     def scales(self) -> dict[str, float]:
@@ -115,6 +121,11 @@ class Dreamer(nn.Module):
     def view(self, state: TensorDict) -> Tensor:
         """Seam: what actor and critic see of a state: (*, F)."""
         return self.latent(state)
+
+    @property
+    def view_width(self) -> int:
+        """Seam: F, how many features `view` gives. What a variant appends comes after `super().view_width` others, wherever it stands."""
+        return self.rssm.latent_width
 
     def act(self, state: TensorDict, draws: Draws) -> TensorDict:
         """Seam: choose the action of a state (n,), in model form by key. The one definition for the dream and the world."""
@@ -276,9 +287,11 @@ class Dreamer(nn.Module):
     def accelerate(self, precision: Literal["float32", "bfloat16"] = "float32", compile: Literal["none", "steps"] = "none") -> None:
         """Choose the type of matrix products in `update`, and whether its steps and norms are compiled.
 
-        Weights, norms, distributions and losses stay float32, and so does acting.
+        Weights, norms, distributions and losses stay float32. Collecting acts in the type of the scan where it is compiled, else in
+        float32; evaluation (`eval()`) always plays as a loaded agent does, plainly and in float32.
         """
         self.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._compiled = CompiledPolicy(self, self._decide_fast) if compile == "steps" else None
         if compiled := compile == "steps":
             # One code path serves layers of many widths; the default allows eight.
             torch._dynamo.config.recompile_limit = 256
@@ -355,6 +368,15 @@ class Dreamer(nn.Module):
 
         Uses the same `encode`, `observe`, `context` and `act` as training.
         """
+        if self._compiled is not None and self.training:
+            return self._compiled(data, state, draws)
+        return self._decide(data, state, draws)
+
+    def _decide_fast(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
+        with self._autocast() if self.rssm.scan_dtype is self.precision else nullcontext():
+            return self._decide(data, state, draws)
+
+    def _decide(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
         first = data["is_first"]
         tokens, previous = self.encode(data), self._joined(state["action"])
         post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)[:, 0]

@@ -148,9 +148,11 @@ class RSSM(nn.Module):
         noise = draws.uniform("posterior", *tokens.shape[:2], self.cfg.stoch)
         groups = (self.cfg.stoch, self.cfg.classes)
         if self.plain and not self.cfg.checkpoint:
-            settings = scan.Settings(groups, self.cfg.unimix, self.scan_dtype, self.compiled)
+            # Products are shortened where the autocast around says so; without a graph the weights come in that type.
+            kind = self.scan_dtype if torch.is_autocast_enabled(tokens.device.type) else torch.float32
+            settings = scan.Settings(groups, self.cfg.unimix, kind, self.compiled)
             start = state["deter"], state["stoch"].flatten(1)
-            cell, _, post = self._weights(torch.float32)
+            cell, _, post = self._weights(torch.float32 if torch.is_grad_enabled() else kind)
             deter, stoch, logits = scan.observe(settings, cell, post, *start, (keep, embedded, seen), noise)
         else:
             deter, stoch, logits = self._observe_plainly(state, embedded, seen, keep, noise)

@@ -73,8 +73,8 @@ class RunConfig:
     random: int = 0  # first decisions taken uniformly at random
     device: str = "auto"
     threads: int = 0  # CPU threads of the learner; 0 leaves torch's choice
-    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in updates; norms, losses and acting are float32
-    compile: Literal["none", "steps"] = "none"  # steps compiles single steps and norms (about half a minute at the first start)
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in updates; norms and losses are float32
+    compile: Literal["none", "steps"] = "none"  # steps compiles single steps, norms and acting (under a minute at the first start)
     dir: str = ""  # run directory; empty means runs/<task>-<variant>-<seed>-<time>
     save_every: float = 300.0  # seconds between checkpoints; 0 saves only at the end and on interrupt
     grace: float = 30.0  # seconds that a run may take to save and end after SIGTERM or Ctrl-C

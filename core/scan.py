@@ -200,7 +200,8 @@ def observe(
     """Posterior along sequences: deter (B, T, D), stoch (B, T, Z), logits (B, T, Z).
 
     deter (B, D), stoch (B, Z) before the first step; steps: keep (B, T, 1), embedded action (B, T, h) and the posterior's view
-    of the tokens (B, T, h); noise (B, T, S) uniform, or None for the most likely classes. Weights in float32.
+    of the tokens (B, T, h); noise (B, T, S) uniform, or None for the most likely classes. Weights in float32, or without a graph
+    in the type of the products.
     """
     if not torch.is_grad_enabled():
         return _observe_only(settings, cell, post, deter, stoch, steps, noise)
@@ -215,7 +216,7 @@ def observe(
 def _observe_only(
     settings: Settings, cell: CellWeights, post: PostWeights, deter: Tensor, stoch: Tensor, steps: tuple[Tensor, ...], noise: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`observe` without a graph, in float32: nothing is kept on the way."""
+    """`observe` without a graph, in the type of the weights: nothing is kept on the way."""
     keep, action, seen = (x.float() for x in steps)
     step, _ = _kernels(settings.compiled)
     rows = []

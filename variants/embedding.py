@@ -41,6 +41,8 @@ class TaskEmbedding(nn.ModuleList):
         self.width = width
 
     def forward(self, ids: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return torch.stack([row() for row in self])[ids]
         present = ids.unique()
         vectors = torch.stack([self[i]() for i in present.tolist()])
         return vectors[torch.searchsorted(present, ids.contiguous())]

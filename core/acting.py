@@ -1,0 +1,217 @@
+"""Policy steps compiled as a whole: one function of tensors, traced from the agent's own.
+
+A policy step is some two hundred small operations on a few rows; calling them one by one costs more than computing them. The step
+is traced once for every shape it is called with. What depends on weights alone (casts, layouts) is a function of its own, called
+again only after the weights have changed; the rest goes to the compiler.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, fx, nn
+from torch.func import functional_call, functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .rng import Draws
+
+Step = Callable[[TensorDict, TensorDict, Draws], tuple[TensorDict, TensorDict]]
+aten = torch.ops.aten
+
+
+class _Untraceable(Exception):
+    """A step that cannot be written down without knowing its tensors' values."""
+
+
+class CompiledPolicy:
+    """`step` of an agent: steps (n,) and acting state (n,) -> actions in environment form and the new state, compiled on first use.
+
+    The step has to be a pure function of its arguments, parameters and buffers. One that branches on the value of a tensor cannot
+    be traced: it is taken as it is, with a warning. The result equals the plain step's up to rounding.
+    """
+
+    def __init__(self, agent: nn.Module, step: Step) -> None:
+        self.agent, self.step = agent, step
+        self._traced: dict[Hashable, _Traced | None] = {}
+
+    def __call__(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
+        leaves = {"data": _leaves(data), "state": _leaves(state)}
+        shapes = tuple((side, k, v.shape, v.dtype) for side, found in leaves.items() for k, v in found.items())
+        key = (self.agent.training, tuple(sorted(draws.modes.items())), shapes)
+        if key not in self._traced:
+            self._traced[key] = self._trace(data, state, draws)
+        traced = self._traced[key]
+        return self.step(data, state, draws) if traced is None else traced(leaves["data"], leaves["state"], draws)
+
+    def _trace(self, data: TensorDict, state: TensorDict, draws: Draws) -> _Traced | None:
+        try:
+            return _Traced(self.agent, self.step, data, state, draws)
+        except _Untraceable as error:
+            name, why = type(self.agent).__name__, str(error.__cause__).splitlines()[0]
+            warnings.warn(f"{name} acts uncompiled: its policy step depends on a tensor's value ({why}); use torch.where", stacklevel=3)
+            return None
+
+
+class _Traced:
+    """The step for one set of shapes."""
+
+    def __init__(self, agent: nn.Module, step: Step, data: TensorDict, state: TensorDict, draws: Draws) -> None:
+        self.draws = _Recorded(draws)
+        out = step(data, state, self.draws)
+        self.batch_size, self.device = data.batch_size, data.device
+        self.names = [tuple(_leaves(part)) for part in out]
+        weights = dict(agent.named_parameters()) | dict(agent.named_buffers())
+        inputs = (list(_leaves(data).values()), list(_leaves(state).values()), self.draws.values)
+        # Compiled parts inside the step become parts of the one graph.
+        with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+            graph = self._graph(agent, step, weights, inputs, data, state)
+        before, after, self.kept = _split(graph, len(weights))
+        self.weights = [list(weights.values())[i] for i in self.kept]
+        self.prepare, self.main = before, torch.compile(after, fullgraph=True, dynamic=False)
+        self.version: list[tuple[int, int]] = []
+        self.prepared: list[Tensor] = []
+
+    def _graph(
+        self, agent: nn.Module, step: Step, weights: Mapping[str, Tensor], inputs: tuple[list[Tensor], ...], *like: TensorDict
+    ) -> fx.GraphModule:
+        """The step as a graph of tensors: weights, then data, state and noise, to the leaves of actions and of the new state."""
+
+        def flat(weights: list[Tensor], data: list[Tensor], state: list[Tensor], noise: list[Tensor]) -> list[Tensor]:
+            given = (_filled(part, values) for part, values in zip(like, (data, state), strict=True))
+            arguments = (*given, _Given(self.draws, noise))
+            out = functional_call(_Called(agent, step), dict(zip(names, weights, strict=True)), arguments)
+            return [v for part in out for v in _leaves(part).values()]
+
+        names = [f"agent.{k}" for k in weights]
+        values = [v.detach() for v in weights.values()]
+        with torch.no_grad():
+            try:
+                graph = make_fx(functionalize(flat), tracing_mode="fake")(values, *inputs)
+            except RuntimeError as error:  # the step itself has just run: it is the tracing that failed
+                raise _Untraceable from error
+        for node in graph.graph.nodes:
+            if node.target is aten.view.default:  # the compiler lays its values out in its own way
+                node.target = aten.reshape.default
+        graph.graph.eliminate_dead_code()
+        return graph
+
+    @torch.no_grad()
+    def __call__(self, data: Mapping[Any, Tensor], state: Mapping[Any, Tensor], draws: Draws) -> tuple[TensorDict, TensorDict]:
+        version = [(w.data_ptr(), w._version) for w in self.weights]
+        if version != self.version:
+            self.version, self.prepared = version, self.prepare(*self.weights)
+        out = self.main(*self.prepared, *data.values(), *state.values(), *self.draws.again(draws))
+        split = len(self.names[0])
+        actions, after = (dict(zip(n, v, strict=True)) for n, v in zip(self.names, (out[:split], out[split:]), strict=True))
+        return self._nested(actions), self._nested(after)
+
+    def _nested(self, leaves: dict[Any, Tensor]) -> TensorDict:
+        found: dict[str, Any] = {}
+        for (*path, last), value in leaves.items():
+            inside = found
+            for part in path:
+                inside = inside.setdefault(part, {})
+            inside[last] = value
+        return TensorDict(found, self.batch_size, device=self.device)
+
+
+class _Called(nn.Module):
+    """A function of a module's, as `functional_call` wants it."""
+
+    def __init__(self, agent: nn.Module, step: Step) -> None:
+        super().__init__()
+        self.agent, self.step = agent, step
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.step(*inputs)
+
+
+class _Recorded(Draws):
+    """Draws that remember what they were asked for."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__(draws.root, draws.step, draws.device, draws.modes)
+        self.asked: list[tuple[str, str, tuple[int, ...]]] = []
+        self.values: list[Tensor] = []
+
+    def uniform(self, stream: str, *shape: int) -> Tensor | None:
+        value = super().uniform(stream, *shape)
+        if value is not None:
+            self.asked.append(("uniform", stream, shape))
+            self.values.append(value)
+        return value
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        value = super().normal(stream, *shape)
+        self.asked.append(("normal", stream, shape))
+        self.values.append(value)
+        return value
+
+    def again(self, draws: Draws) -> list[Tensor]:
+        """The same questions to other draws."""
+        return [getattr(draws, kind)(stream, *shape) for kind, stream, shape in self.asked]
+
+
+class _Given(Draws):
+    """Draws whose noise is handed in, in the order in which it is asked for."""
+
+    def __init__(self, like: _Recorded, values: list[Tensor]) -> None:
+        super().__init__(like.root, like.step, like.device, like.modes)
+        self.waiting = list(zip(like.asked, values, strict=True))
+
+    def uniform(self, stream: str, *shape: int) -> Tensor | None:
+        return None if stream in self.modes else self._next("uniform", stream, shape)
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        return self._next("normal", stream, shape)
+
+    def _next(self, *question: Any) -> Tensor:
+        asked, value = self.waiting.pop(0)
+        assert asked == question, f"a policy step asked for {question} where it had asked for {asked}"
+        return value
+
+
+def _leaves(tree: TensorDict) -> dict[tuple[str, ...], Tensor]:
+    """Tensors by path, in a fixed order."""
+    found = {k if isinstance(k, tuple) else (k,): v for k, v in tree.items(True, True)}
+    return dict(sorted(found.items()))
+
+
+def _filled(like: TensorDict, values: list[Tensor]) -> TensorDict:
+    """A tree of the same paths with other tensors."""
+    tree = TensorDict({}, like.batch_size, device=like.device)
+    for path, value in zip(_leaves(like), values, strict=True):
+        tree.set(path, value)
+    return tree
+
+
+def _split(graph: fx.GraphModule, weights: int) -> tuple[fx.GraphModule, fx.GraphModule, list[int]]:
+    """Cut a graph whose first `weights` inputs are weights: what needs only those, the rest, and the numbers of those that are used.
+
+    The first part returns what the rest reads of it, weights themselves included; the rest reads that and all other inputs.
+    """
+    nodes = list(graph.graph.nodes)
+    holders = [n for n in nodes if n.op == "placeholder"]
+    kept = [i for i, n in enumerate(holders[:weights]) if n.users]
+    early = set(holders[:weights])
+    for node in nodes:
+        if node.op == "get_attr" or (node.op == "call_function" and node.all_input_nodes and early.issuperset(node.all_input_nodes)):
+            early.add(node)
+    edge = [n for n in nodes if n in early and any(user not in early for user in n.users)]
+    first, rest, made = fx.Graph(), fx.Graph(), dict[fx.Node, fx.Node]()
+    for i in kept:
+        made[holders[i]] = first.placeholder(f"weight_{i}")
+    for node in nodes:
+        if node in early and node.op != "placeholder":
+            made[node] = first.node_copy(node, made.__getitem__)
+    first.output([made[n] for n in edge])
+    made = {n: rest.placeholder(f"prepared_{i}") for i, n in enumerate(edge)}
+    made |= {n: rest.placeholder(n.name) for n in holders[weights:]}
+    for node in nodes:
+        if node not in early and node not in made:
+            made[node] = rest.node_copy(node, made.__getitem__)
+    return fx.GraphModule(graph, first), fx.GraphModule(graph, rest), kept
