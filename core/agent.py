@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from . import codec, openloop
 from .acting import CompiledPolicy
@@ -242,15 +243,18 @@ class Dreamer(nn.Module):
         batch (B, T), state (B,) before it, previous action (B, T, A) in model form. update=False leaves normalisers alone.
         """
         with self._autocast():
-            batch = self.prepare(batch, draws)
-            post = self.rssm.observe(self.encode(batch), previous, batch["is_first"], state, draws)
-            losses, entropies = self.rssm.kl(post)
-            losses |= self.model_losses(batch, post)
+            with record_function("observe"):
+                batch = self.prepare(batch, draws)
+                post = self.rssm.observe(self.encode(batch), previous, batch["is_first"], state, draws)
+            with record_function("world model"):
+                losses, entropies = self.rssm.kl(post)
+                losses |= self.model_losses(batch, post)
         post = post.update(self.context(batch, post, draws))
         last = self.cfg.starts or post.batch_size[1]
         tail = post[:, -last:]
-        dream, rewards = self._dream(tail, draws)
-        with self._autocast():
+        with record_function("dream"):
+            dream, rewards = self._dream(tail, draws)
+        with record_function("behaviors"), self._autocast():
             more, metrics = self._train(dream, rewards, batch[:, -last:], tail, update)
         metrics |= {k: v.mean() for k, v in entropies.items()}
         return losses | more, post, metrics
@@ -316,6 +320,7 @@ class Dreamer(nn.Module):
         return sum((scales[k] * v for k, v in means.items()), torch.zeros(())), {f"loss/{k}": v.detach() for k, v in means.items()}
 
     @final
+    @record_function("update")
     def update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int = 1) -> tuple[dict[str, Tensor], TensorDict]:
         """One training step on a replayed batch (B, K + T): metrics, and fresh latents (B, T) with `priority` for the replay.
 
@@ -326,13 +331,15 @@ class Dreamer(nn.Module):
         losses, post, metrics = self.losses(data, state, previous, draws)
         loss, means = self.total(losses)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with record_function("backward"):
+            loss.backward()
         metrics["grad_norm/actor"] = grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
         metrics |= means | {"opt/loss": loss.detach()}
         good = finite((loss, data["reward"].sum()), (p.grad for p in self.parameters() if p.grad is not None))
         metrics["opt/skipped"] = (~good).float()
         if good:
-            metrics |= optimizer.step()
+            with record_function("optimizer"):
+                metrics |= optimizer.step()
             self.updates += 1
             for objective in self._objectives():
                 objective.follow(int(self.updates))

@@ -36,7 +36,7 @@ class EvalConfig:
 
     every: int = 10_000  # environment steps between evaluations; 0 evaluates only at the end
     episodes: int = 5  # episodes per mode
-    baseline: int = 10  # episodes of a uniformly random policy at the start of a run, to compare with
+    baseline: int = 10  # episodes of a uniformly random policy at the start of a run, to compare with; 0 plays none
     modes: tuple[str, ...] = ("sample", "mode")  # actions sampled from the policy, and its most likely action
     video: bool = True  # film the first episode of each evaluation, in the last of the modes
 
@@ -49,6 +49,7 @@ class LogConfig:
     mlflow: bool = True
     experiment: str = "polydream"
     system: bool = True  # CPU, memory and GPU use, through MLflow's system metrics
+    trace: int = 0  # updates to profile, after the first three, into trace.json and a table of the most expensive parts; 0 for none
     report: int = 20_000  # environment steps between agent reports (held-out losses, open-loop video)
 
 
@@ -99,7 +100,7 @@ class RunConfig:
             "patience": 0,
         }
         nested = {"env.count": 1, "env.size": 1, "env.repeat": 0, "env.timeout": 0, "env.restarts": 0, "env.window": 0}
-        nested |= {"eval.every": 0, "eval.episodes": 1, "eval.baseline": 0, "log.every": 1, "log.report": 0}
+        nested |= {"eval.every": 0, "eval.episodes": 1, "eval.baseline": 0, "log.every": 1, "log.report": 0, "log.trace": 0}
         for name, low in (lowest | nested).items():
             value = attrgetter(name)(self)
             if value < low:
