@@ -164,6 +164,15 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Shared(Protocol):
+    """A task made of several, which environments divide among themselves."""
+
+    def share(self, index: int, count: int) -> None:
+        """Play the part of environment number `index` of `count`."""
+        ...
+
+
+@runtime_checkable
 class Restorable(Protocol):
     """A task whose complete state can be saved and put back, for resuming a run exactly where it was."""
 

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..core.specs import Member, Task
+from ..core.specs import Member, Shared, Task
 from .rollout import Evaluation, Mode
 
 
 def alone(make_task: Callable[[], Task], index: int, count: int) -> Task:
     """An environment that plays only the task of number `index` out of `count`."""
     task = make_task()
-    task.share(index, count)  # type: ignore[attr-defined]
+    if not isinstance(task, Shared):
+        raise TypeError(f"{type(task).__name__} names several tasks and cannot play one of them: it has no method `share`")
+    task.share(index, count)
     return task
 
 

@@ -82,7 +82,7 @@ def read(path: Path) -> tuple[Entry, ...]:
     if not path.is_file():
         raise ConfigError(f"there is no suite file {path}")
     try:
-        data = _parse(path)
+        data = contents(path)
     except ValueError as error:
         raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict) or not isinstance(data.get("tasks"), list) or not data["tasks"]:
@@ -122,7 +122,8 @@ def _refuse(table: Mapping[str, Any], known: set[str], path: Path) -> None:
             raise ConfigError(f"{path}: no key {key!r}; {hint(str(key), known)}")
 
 
-def _parse(path: Path) -> Any:
+def contents(path: Path) -> Any:
+    """What a .toml or YAML file holds. Raises ValueError where it is neither; YAML tags are refused, nothing is ever executed."""
     if path.suffix == ".toml":
         import tomllib
 
