@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
+
+from .specs import Step, Task
 from .worker import EnvError
 
 FILE = "env-faults.txt"
+T = TypeVar("T")
 
 
 class Faults:
@@ -47,6 +52,15 @@ class Faults:
             raise EnvError(f"{who} failed ({cause(error)}) and the budget is spent: {budget}{written}") from error
         self.say(f"{who} failed ({cause(error)}); its episode is closed and it is started anew ({budget}{written})")
 
+    def lived_through(self, who: str, attempt: Callable[[], T], undo: Callable[[], None]) -> T:
+        """What `attempt` returns; where an environment fails in it, it is undone and made again, within the budget."""
+        while True:
+            try:
+                return attempt()
+            except EnvError as error:
+                undo()
+                self.note(who, error)
+
     def _write(self, who: str, error: Exception) -> str:
         if self._file is None:
             return ""
@@ -54,6 +68,30 @@ class Faults:
         with self._file.open("a") as file:
             file.write(f"---- {stamp} {who}\n{''.join(traceback.format_exception(error))}\n")
         return f", traceback in {self._file}"
+
+
+class Telling:
+    """A task whose errors are EnvErrors, so that whoever plays can tell them from errors of ours. All else is the task's own."""
+
+    def __init__(self, make: Callable[[], Task]) -> None:
+        self._task = self._told(make)
+
+    def reset(self, seed: int | None = None) -> Step:
+        """Begin an episode."""
+        return self._told(self._task.reset, seed)
+
+    def step(self, action: Mapping[str, np.ndarray]) -> Step:
+        """Advance."""
+        return self._told(self._task.step, action)
+
+    def _told(self, call: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return call(*arguments)
+        except Exception as error:
+            raise EnvError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_task"], name)
 
 
 def cause(error: Exception) -> str:

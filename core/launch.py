@@ -21,7 +21,7 @@ from .config import ConfigError, to_dict
 from .player import Player
 from .replay import Replay
 from .run import RunConfig
-from .specs import Space, Spec, Task
+from .specs import Shared, Space, Spec, Task
 
 
 class Judge(Protocol):
@@ -95,8 +95,8 @@ def make_task(cfg: RunConfig, index: int = 0, count: int = 1) -> Task:
     env = cfg.env
     options = dict(_option(text) for text in env.options)
     task: Task = registry.task(cfg.task, seed=cfg.seed, repeat=env.repeat, obs=env.obs, size=env.size, camera=env.camera, **options)
-    if task.spec.tasks:
-        task.share(index, count)  # type: ignore[attr-defined]
+    if isinstance(task, Shared):
+        task.share(index, count)
     return task
 
 
@@ -136,6 +136,14 @@ def parameters(agent: Dreamer) -> dict[str, int]:
     """Trainable parameters by module."""
     modules = [*agent.nets.items(), *((f"behavior {name}", b) for name, b in agent.behaviors.items())]
     return {name: sum(p.numel() for p in module.parameters() if p.requires_grad) for name, module in modules}
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """Bytes in use: `memory` of this process, and `gpu_memory`, the most that was allocated so far."""
+    import psutil
+
+    found = {"memory": float(psutil.Process().memory_info().rss)}
+    return found | ({"gpu_memory": float(torch.cuda.max_memory_allocated(device))} if device.type == "cuda" else {})
 
 
 def provenance(agent: Dreamer, device: torch.device) -> dict[str, Any]:

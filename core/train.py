@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 
-from . import checkpoint, openloop, saving
+from . import checkpoint, reporting, saving
 from .agent import Dreamer
 from .config import to_dict
-from .faults import Faults
+from .faults import Faults, Telling
 from .guard import Guard
 from .health import Health
 from .heldout import Heldout
@@ -27,6 +27,7 @@ from .launch import (
     choose_device,
     make_agent,
     make_task,
+    memory,
     overview,
     prepare_processor,
     provenance,
@@ -47,7 +48,10 @@ from .run import RunConfig
 from .saving import Saver
 from .signals import Signals
 from .specs import Spec
+from .trace import Trace
 from .vector import Vector
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -113,7 +117,7 @@ class Trainer:
         """Everything that lives in the run directory or feeds on what does."""
         cfg = self.cfg
         self.lock = Lock(self.dir)
-        self.envs.faults = Faults(cfg.env.restarts, cfg.env.window, self.dir, lambda text: self._warn([text]))
+        self.faults = self.envs.faults = Faults(cfg.env.restarts, cfg.env.window, self.dir, lambda text: self._warn([text]))
         self.guard = Guard(cfg.patience, self.dir, lambda text: self._warn([text]))
         self.replay = Replay(
             self.agent.spec,
@@ -130,6 +134,7 @@ class Trainer:
         # On a processor the learner uses every core already; a GPU is fed while it works.
         self.batches = self.exits.enter_context(Prefetch(self.replay, self.device, enabled=self.device.type != "cpu"))
         self.heldout = Heldout(self.agent.spec, cfg.length)
+        self.trace = self.exits.enter_context(Trace(self.dir, cfg.log.trace))
         self.health = Health(cfg.agent, self.agent.spec)
         self.saver = Saver(self.dir / "checkpoints", self.replay)
         self.log = Log(
@@ -159,7 +164,6 @@ class Trainer:
                 for _ in range(self._due()):
                     self.learn()
                 self.sound = True
-            self._evaluate_when_due(final=True)
             self.save()
         return self.dir
 
@@ -179,6 +183,8 @@ class Trainer:
         draws = Draws(self.cfg.seed, self.count.updates, self.device)
         metrics, latents = self.agent.update(batch, self.optimizer, draws, self.cfg.replay.context)
         self.count.updates += 1
+        if (table := self.trace.step()) and self.progress:
+            self.progress.warn(table)
         if not self.guard.watch(self.agent, batch, metrics, self.count.updates):
             return
         trained = batch["stepid"][:, self.cfg.replay.context :]
@@ -255,9 +261,8 @@ class Trainer:
         self.log.scalars(self.step, means | {"updates": self.count.updates, "replay": self.replay.steps}, "train")
         if self.progress:
             trouble = {"skipped_updates": self.guard.skipped, "env_faults": self.envs.faults.total if self.envs.faults else 0}
-            self.log.scalars(
-                self.step, self.progress.speeds() | {"save_pause": self.saver.pause, "save_time": self.saver.took} | trouble, "speed"
-            )
+            pauses = {"save_pause": self.saver.pause, "save_time": self.saver.took}
+            self.log.scalars(self.step, self.progress.speeds() | memory(self.device) | pauses | trouble, "speed")
         self._warn(self.health.check(means))
 
     def _warn(self, warnings: list[str]) -> None:
@@ -266,8 +271,8 @@ class Trainer:
             if self.progress:
                 self.progress.warn(text)
 
-    def _evaluate_when_due(self, final: bool = False) -> None:
-        every = self.cfg.eval.every
+    def _evaluate_when_due(self) -> None:
+        every, final = self.cfg.eval.every, self.step >= self.cfg.steps
         due = bool(every) and self.step - self.count.judged >= every
         if self.judge is None or self.count.judged == self.step or not (final or due):
             return
@@ -286,9 +291,11 @@ class Trainer:
             film = self.cfg.eval.video and mode == self.cfg.eval.modes[-1]
             video = self.dir / "videos" / f"eval-{self.step:09d}-{mode}.mp4" if film else None
             player = Player(self.agent, seed_for(self.cfg.seed, "evaluation", 0))
-            recorded = self.heldout.recording(self.make_task) if mode == "sample" else self.make_task
+            make = partial(Telling, self.make_task)
+            recorded = self.heldout.recording(make) if mode == "sample" else make
+            wanted: dict[str, Any] = {"episodes": self.cfg.eval.episodes, "seed": self.cfg.seed, "mode": mode, "video": video}
             with self.signals.open():
-                result = self.judge.evaluate(player, recorded, episodes=self.cfg.eval.episodes, seed=self.cfg.seed, mode=mode, video=video)
+                result = self._played(partial(self.judge.evaluate, player, recorded, **wanted))
             if mode == self.cfg.eval.modes[0]:
                 self._keep_best(result.return_mean)
             for row in result.rows():
@@ -301,28 +308,18 @@ class Trainer:
                     f"evaluation at {self.step:,} steps, {mode}: return {result.return_mean:.1f} over {self.cfg.eval.episodes} episodes"
                 )
         if final or self.step - self.count.reported >= self.cfg.log.report:
-            self._report()
+            self.count.reported = self.step
+            reporting.report(self)
 
-    def _report(self) -> None:
-        """Held-out losses and open-loop dreams, on evaluation episodes the agent was never trained on."""
-        self.count.reported = self.step
-        batch = self.heldout.batch(self.device)
-        if batch is None or self.judge is None or not self.replay.ready:
-            return
-        draws = Draws(seed_for(self.cfg.seed, "report", 0), self.count.updates, self.device)
-        metrics, pictures = self.agent.report(batch, draws)
-        trained = openloop.inspect(self.agent, self.replay.sample(heldout=True).to(self.device), draws)
-        row = {k: float(v) for k, v in metrics.items()}
-        # Both in the same way, from nothing known at the first step; symptoms of a report show at once.
-        row |= {"trained_rec": float(trained["rec"]), "overfit": row["rec"] / max(float(trained["rec"]), 1e-6) - 1}
-        row["reward_extreme_error"] = float(trained["reward_extreme_error"])
-        self.log.scalars(self.step, row, "report")
-        self._warn(self.health.check(row, patience=1))
-        for key, frames in pictures.items():
-            path = self.dir / "videos" / f"openloop-{self.step:09d}-{key.replace('/', '_')}.mp4"
-            with self.signals.open():
-                self.judge.film(path, {k: v.cpu().numpy() for k, v in frames.items()}, openloop.context_steps(batch))
-            self.log.artifact(path)
+    def _played(self, play: Callable[[], T]) -> T:
+        """An evaluation, begun anew where an environment fails in it."""
+        kept = list(self.heldout.episodes)
+
+        def forget() -> None:
+            self.heldout.episodes.clear()
+            self.heldout.episodes.extend(kept)
+
+        return self.faults.lived_through("an environment of the evaluation", play, forget)
 
     # ---------------------------------------------------------------------------------------------- saving
 
@@ -362,8 +359,9 @@ class Trainer:
         self.log.say = self.progress.warn
         self.log.scalars(self.step, provenance(self.agent, self.device), "run")
         self.log.artifact(self.dir / "config.yaml")
-        if self.judge is not None and not self.step:
-            for row in self.judge.baseline(self.make_task, episodes=self.cfg.eval.baseline, seed=self.cfg.seed):
+        if self.judge is not None and self.cfg.eval.baseline and not self.step:
+            wanted = {"episodes": self.cfg.eval.baseline, "seed": self.cfg.seed}
+            for row in self._played(partial(self.judge.baseline, partial(Telling, self.make_task), **wanted)):
                 self.log.scalars(0, row, "eval")
 
     def __enter__(self) -> Self:

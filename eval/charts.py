@@ -1,14 +1,12 @@
-"""Pictures for reports: the learning curve through matplotlib, small multiples as plain SVG. Colours are the page's own.
-
-Inside a page a colour is a CSS variable, so one picture serves light and dark; in a file it is the light palette.
+"""Pictures beside Plotly's (`plots.py`): the learning curve as a file for documents, and small multiples as plain SVG, of which a page
+has dozens.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from io import BytesIO, StringIO
+from io import BytesIO
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +27,7 @@ LIGHT = {
     "published": "#15803d",
     "random": "#6b7280",
 }
-"""Colours of a picture in a file. In a page each name is a CSS variable of that name, but ink, which is the text's colour."""
+"""Colours of a picture in a file: those of the page in light."""
 
 MODES = {"sample": ("eval", "o", "evaluation, sampled actions"), "mode": ("greedy", "D", "evaluation, greedy actions")}
 DOTS = 1500  # single episodes are drawn up to this many; beyond, their mean says more
@@ -107,28 +105,6 @@ def round_up(value: float) -> int:
     """The next whole number with at most two digits other than 0: 4166.7 gives 4200."""
     unit = 10 ** max(len(str(int(value))) - 2, 0)
     return max(int(-(-value // unit)) * unit, 1)
-
-
-def figure_svg(figure: Figure, alt: str, prefix: str) -> str:
-    """A figure as inline SVG that scales, takes the page's colours and fonts, and reads `alt` aloud.
-
-    prefix: begins every id, so that two pictures on one page do not share them.
-    """
-    import matplotlib as mpl
-
-    out = StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix, "font.family": "sans-serif"}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    for name, colour in LIGHT.items():
-        text = text.replace(colour, "currentColor" if name == "ink" else f"var(--{name})")
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--font)", text)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    text = re.sub(r'<svg([^>]*?) width="[^"]*"', r"<svg\1", re.sub(r'<svg([^>]*?) height="[^"]*"', r"<svg\1", text, count=1), count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"', 1)
 
 
 def figure_png(figure: Figure, dpi: int = 200) -> bytes:

@@ -20,7 +20,7 @@ from ..core.config import ConfigError
 from .grid import OUTPUT, STATE, Cell, Glance
 from .runner import GRACE, LOST, Local, prepare
 
-BROUGHT = ("config.yaml", "metrics.jsonl", "mlflow.json", "report.html", OUTPUT, "videos/*", "checkpoints/*/*")
+BROUGHT = ("config.yaml", "metrics.jsonl", "mlflow.json", "report.html", OUTPUT, "videos/*", "pictures/*", "checkpoints/*/*")
 LARGEST = 2**29  # bytes of a file that is brought back; larger ones (checkpoints of large models) stay where they are
 
 

@@ -17,15 +17,16 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..core.config import ConfigError
 from ..core.log import FILE, read_metrics
-from .suites import Entry, Suite
+from .suites import Entry, Suite, build
 
-STATE, OUTPUT = "cell.json", "cell.log"
+CONTENTS, STATE, OUTPUT = "benchmark.json", "cell.json", "cell.log"
 ATTEMPTS = 2  # a crashed cell is tried once more, then reported
 BASELINE = "sb3-"
 SHARED = ("device", "env", "eval", "log")  # groups of options that a baseline has in common with training
@@ -124,6 +125,13 @@ class Cell:
         """metrics.jsonl, [] where there is none."""
         return read_metrics(self.directory / FILE) if (self.directory / FILE).is_file() else []
 
+    def config(self) -> dict[str, Any]:
+        """config.yaml, {} where there is none."""
+        import yaml
+
+        path = self.directory / "config.yaml"
+        return dict(yaml.safe_load(path.read_text()) or {}) if path.is_file() else {}
+
     def glance(self) -> Glance:
         """How far it is, from the end of metrics.jsonl."""
         path = self.directory / FILE
@@ -181,6 +189,24 @@ class Grid:
         options = settings(self.suite, entry, self.options)
         steps = int(float(options.pop("steps", self.suite.budget(entry))))
         return Cell(variant, entry, seed, place, steps, options)
+
+    def save(self) -> None:
+        """Write benchmark.json, from which `read` makes this grid again."""
+        told = {"suite": asdict(self.suite), "variants": self.variants, "seeds": self.seeds, "options": dict(self.options)}
+        fresh = self.directory / f"{CONTENTS}.new"
+        fresh.write_text(json.dumps(told, indent=1))
+        os.replace(fresh, self.directory / CONTENTS)
+
+    @classmethod
+    def read(cls, directory: Path) -> Grid:
+        """The grid of a benchmark's directory. Raises ConfigError where its benchmark.json is none of ours."""
+        path = Path(directory) / CONTENTS
+        try:
+            told = json.loads(path.read_text())
+            seeds, options = tuple(map(int, told["seeds"])), {str(k): str(v) for k, v in told["options"].items()}
+            return cls(build(told["suite"], path), tuple(map(str, told["variants"])), seeds, Path(directory).resolve(), options)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{path} describes no benchmark: {' '.join(str(error).split())}") from None
 
     def of(self, variant: str, entry: Entry) -> list[Cell]:
         """The cells of one variant and task, in the order of the seeds."""

@@ -2,88 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from ..core.log import FILE, read_metrics
+import numpy as np
+
+from ..core.log import FILE
 from ..core.progress import span
-from .charts import evaluations, figure_png, figure_svg, learning_figure, series, short, small_chart
-from .curves import LAST, SUITES, Curve, Window, reference, window_mean
+from . import gallery, page, plots
+from .account import Run, verdict
+from .charts import figure_png, learning_figure, series, short, small_chart
+from .curves import Window, window_mean
+from .defaults import changed
 
-EMBED = 3 * 2**20  # bytes of a video up to which it is put into the page itself
 LEAVES = ("variant", "task", "profile", "size", "preset", "seed", "steps", "ratio")
-KNOWN = {"eval": "An evaluation episode", "openloop": "Open loop: world, model and error from top to bottom"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory as read from disk. config: {} where config.yaml is missing."""
-
-    directory: Path
-    config: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    @classmethod
-    def read(cls, directory: Path) -> Run:
-        """Read config.yaml and metrics.jsonl. Raises FileNotFoundError where the directory holds no metrics."""
-        import yaml
-
-        directory = Path(directory)
-        if not (directory / FILE).is_file():
-            raise FileNotFoundError(f"{directory} is no run directory: it has no {FILE}")
-        config = directory / "config.yaml"
-        return cls(directory, yaml.safe_load(config.read_text()) if config.is_file() else {}, read_metrics(directory / FILE))
-
-    @cached_property
-    def facts(self) -> dict[str, Any]:
-        """What the "run" rows tell, later ones winning."""
-        facts: dict[str, Any] = {}
-        for row in self.rows:
-            facts |= row if row["kind"] == "run" else {}
-        return facts
-
-    @property
-    def end(self) -> int:
-        """Last environment step that left a row."""
-        return max((row["step"] for row in self.rows), default=0)
-
-    @property
-    def last(self) -> int:
-        """Steps that headline numbers are averaged over: 20 000, or half of a run shorter than 40 000."""
-        return min(LAST, max(self.end // 2, 1))
-
-    @property
-    def title(self) -> str:
-        """Task and variant, or the directory's name."""
-        return f"{self.config['task']}, {self.config.get('variant', 'base')}" if "task" in self.config else self.directory.resolve().name
-
-    @cached_property
-    def published(self) -> Curve | None:
-        """The published curve of the same task and kind of observation, where there is one."""
-        family, _, name = str(self.config.get("task", "")).partition("/")
-        suite = SUITES.get(self.config.get("env", {}).get("obs", "vector"))
-        if family != "dmc" or suite is None:
-            return None
-        try:
-            return reference(name, suite=suite)
-        except KeyError:  # most tasks were never published
-            return None
-
-    def evaluation(self, mode: str, task: str | None = None) -> Mapping[str, Any] | None:
-        """The last "eval" row of a mode, of one task or of no particular one."""
-        return next(reversed(evaluations(self.rows, mode, task)), None)
+SPEEDS = {
+    "fps": ("environment steps", "per second", 1.0),
+    "ups": ("updates", "per second", 1.0),
+    "memory": ("memory of the process", "GB", 1e9),
+    "gpu_memory": ("most GPU memory so far", "GB", 1e9),
+    "save_pause": ("pause for a checkpoint", "seconds", 1.0),
+}
+"""Of "speed" rows: name, unit, and how much of the number is one unit."""
 
 
 def write_report(run_dir: Path) -> Path:
@@ -92,16 +36,9 @@ def write_report(run_dir: Path) -> Path:
     Raises FileNotFoundError where the directory holds no metrics.jsonl.
     """
     run = Run.read(Path(run_dir))
-    parts = [_headline(run), _curve(run), _tasks(run), _films(run), _charts(run), _warnings(run), _command(run), _config(run)]
-    template = Template((files(__package__) / "data" / "report.html").read_text(encoding="utf-8"))
-    text = template.substitute(
-        title=escape(run.title), subtitle=escape(_subtitle(run)), body="\n".join(filter(None, parts)), footer=escape(_footer(run))
-    )
-    path = run.directory / "report.html"
-    fresh = path.with_suffix(".html.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
-    return path
+    parts = [f'<p class="verdict">{escape(verdict(run))}</p>', _headline(run), _curve(run), _tasks(run), _pictures(run), _films(run)]
+    parts += [_warnings(run), _cost(run), _command(run), _changed(run), _charts(run), _config(run)]
+    return page.write(run.directory, title=run.title, subtitle=_subtitle(run), parts=parts, footer=_footer(run))
 
 
 def curve_png(run_dir: Path, path: Path | None = None) -> Path:
@@ -138,16 +75,12 @@ def _headline(run: Run) -> str:
     if run.published is not None:
         theirs = run.published.window_mean(run.end, run.last)
         cards.append(("Published DreamerV3", _number(theirs), f"{_window_text(theirs)}; action repeat 2, train ratio 512"))
-    cards.append(("Environment steps", f"{run.end:,}", _cost(run)))
+    cards.append(("Environment steps", f"{run.end:,}", _effort(run)))
     if "ratio" in run.config:
         cards.append(("Train ratio", short(float(run.config["ratio"])), "replayed steps per decision"))
     if "parameters" in run.facts:
         cards.append(("Parameters", short(float(run.facts["parameters"])), str(run.config.get("size", ""))))
-    items = [
-        f'<li class="card{"" if i else " lead"}"><span>{escape(name)}</span><b>{escape(value)}</b><span>{escape(note)}</span></li>'
-        for i, (name, value, note) in enumerate(cards)
-    ]
-    return f'<ul class="cards">{"".join(items)}</ul>'
+    return page.cards(cards)
 
 
 def _tasks(run: Run) -> str:
@@ -155,22 +88,18 @@ def _tasks(run: Run) -> str:
     names = sorted({str(row["task"]) for row in run.rows if row["kind"] == "eval" and row.get("task") is not None})
     if not names:
         return ""
-    modes = (("sample", "sampled actions"), ("mode", "greedy actions"), ("random", "random play"))
-    body = ""
+    modes = {"sample": "sampled actions", "mode": "greedy actions", "random": "random play"}
+    rows = []
     for name in names:
-        found = [run.evaluation(mode, name) for mode, _ in modes]
-        cells = "".join(
-            f"<td>{row['return_mean']:.1f}{_score(row)} {escape(_evaluation_text(row))}</td>" if row else "<td>–</td>" for row in found
-        )
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    totals = [run.evaluation(mode) for mode, _ in modes]
+        found = [run.evaluation(mode, name) for mode in modes]
+        rows.append([name, *(f"{row['return_mean']:.1f}{_score(row)} {_evaluation_text(row)}" if row else "–" for row in found)])
+    totals = [run.evaluation(mode) for mode in modes]
     if any(row and "worst" in row for row in totals):
-        cells = "".join(f"<td>{row['return_mean']:.1f}{_score(row)}</td>" if row else "<td>–</td>" for row in totals)
-        body += f'<tr><th scope="row">mean over tasks</th>{cells}</tr>'
-        cells = "".join(f"<td>{escape(str(row['worst']))}, score {row['score_worst']:.2f}</td>" if row else "<td>–</td>" for row in totals)
-        body += f'<tr><th scope="row">worst task</th>{cells}</tr>'
-    head = "".join(f'<th scope="col">{text}</th>' for _, text in modes)
-    return f'<h2>Last evaluation of each task</h2><table><tr><th scope="col">task</th>{head}</tr>{body}</table>'
+        rows.append(["mean over tasks", *(f"{row['return_mean']:.1f}{_score(row)}" if row else "–" for row in totals)])
+        rows.append(
+            ["worst task", *(f"{row['worst']}, score {row['score_worst']:.2f}" if row and "worst" in row else "–" for row in totals)]
+        )
+    return f"<h2>Last evaluation of each task</h2>{page.table(['task', *modes.values()], rows)}"
 
 
 def _score(row: Mapping[str, Any]) -> str:
@@ -192,12 +121,13 @@ def _window_text(window: Window) -> str:
 
 
 def _evaluation_text(row: Mapping[str, Any]) -> str:
-    count = f" over {len(row['returns'])} episodes" if "returns" in row else ""
+    number = len(row.get("returns", ()))
+    count = f" over {number} episode{'s' * (number > 1)}" if number else ""
     success = f", success {100 * row['success_mean']:.0f}%" if "success_mean" in row else ""
     return f"± {row.get('return_std', 0.0):.1f}{count}{success}, at step {row['step']:,}"
 
 
-def _cost(run: Run) -> str:
+def _effort(run: Run) -> str:
     speeds = series(run.rows, ("speed",))
     text = span(_trained(run.rows))
     for key, unit in (("fps", "steps/s"), ("ups", "updates/s")):
@@ -215,39 +145,37 @@ def _trained(rows: Sequence[Mapping[str, Any]]) -> float:
 def _curve(run: Run) -> str:
     window = window_mean(run.rows, run.last)
     alt = f"Learning curve of {run.title}: return of an episode over {run.end:,} environment steps, {_number(window)} at the end"
-    picture = figure_svg(learning_figure(run.rows, "", run.published), alt, "curve")
     note = ""
     if run.published is not None:
         note = (
             "<figcaption>Published: mean and range of the seeds in danijar/dreamerv3's score files, training episodes. "
             "One run against several seeds: a difference within the band says little.</figcaption>"
         )
-    return f"<h2>Learning curve</h2><figure>{picture}{note}</figure>"
+    return f"<h2>Learning curve</h2><figure>{page.plot('curve', plots.learning(run.rows, run.published), alt, 'tall')}{note}</figure>"
+
+
+def _pictures(run: Run) -> str:
+    """What the variant itself drew."""
+    items = gallery.pictures(run.directory)
+    name = escape(str(run.config.get("variant", "the variant")))
+    return f"<h2>Pictures of {name}</h2>{gallery.figures(items, run.directory)}" if items else ""
 
 
 def _films(run: Run) -> str:
-    """The newest video of each kind in videos/, named `<kind>-<step>.mp4` or `<kind>-<step>-<mode or key>.mp4`."""
-    newest: dict[tuple[str, str], tuple[int, Path]] = {}
-    for path in sorted((run.directory / "videos").glob("*.mp4")):
-        match = re.fullmatch(r"(.+?)-(\d+)(?:-(.+))?", path.stem)
-        kind, step, label = (match[1], int(match[2]), match[3] or "") if match else (path.stem, 0, "")
-        newest[kind, label] = max(newest.get((kind, label), (-1, path)), (step, path))
-    figures = [_film(kind, label, step, path) for (kind, label), (step, path) in sorted(newest.items())]
-    return f'<h2>Videos</h2><div class="films">{"".join(figures)}</div>' if figures else ""
+    items = gallery.films(run.directory)
+    return f"<h2>Videos and dreams</h2>{gallery.figures(items, run.directory)}" if items else ""
 
 
-def _film(kind: str, label: str, step: int, path: Path) -> str:
-    words = {"sample": "sampled actions", "mode": "greedy actions"}.get(label, label)
-    text = KNOWN.get(kind, kind) + (f", {words}" if words else "") + (f", step {step:,}" if step else "")
-    if kind == "openloop":
-        text += "; green border: the model sees the frame, red: it dreams"
-    small = path.stat().st_size < EMBED
-    source = f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}" if small else f"videos/{path.name}"
-    label = escape(text)
-    return (
-        f'<figure><video controls muted loop playsinline preload="metadata" aria-label="{label}" src="{escape(source)}">'
-        f'<a href="videos/{escape(path.name)}">{label}</a></video><figcaption>{label}</figcaption></figure>'
-    )
+def _cost(run: Run) -> str:
+    """Speed and memory: the middle of all rows and the last one, and the most memory that was used."""
+    found = series(run.rows, ("speed",))
+    rows = []
+    for key, (name, unit, scale) in SPEEDS.items():
+        if key in found:
+            values = found[key][1] / scale
+            rows.append([f"{name}, {unit}", *(short(float(v)) for v in (np.median(values), values[-1], values.max()))])
+    head = ["", "median", "last", "most"]
+    return f"<h2>Speed and memory</h2>{page.table(head, rows)}" if rows else ""
 
 
 def _charts(run: Run) -> str:
@@ -293,19 +221,24 @@ def _command(run: Run) -> str:
     return f"<h2>To do it again</h2><pre>{escape(command)}</pre>" + (f'<p class="soft">{escape(versions)}</p>' if versions else "")
 
 
+def _changed(run: Run) -> str:
+    """What was chosen by hand, beside what the variant says itself."""
+    found = changed(run.config) if run.config else None
+    if found is None:
+        return ""
+    shape = next((f"{kind} {run.config[kind]}" for kind in ("preset", "size") if run.config.get(kind, "none") != "none"), "")
+    usual = ", ".join(filter(None, [str(run.config.get("variant", "base")), f"profile {run.config.get('profile', 'v3')}", shape]))
+    title = f"<h2>Differences from the defaults of {escape(usual)}</h2>"
+    if not found:
+        return f'{title}<p class="soft">None.</p>'
+    return title + page.table(["option", "here", "default"], [[key, *texts] for key, texts in found.items()])
+
+
 def _config(run: Run) -> str:
     if not run.config:
         return ""
-    rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>' for key, value in _leaves(run.config).items())
-    return f"<details><summary>Configuration</summary><table>{rows}</table></details>"
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        text = value if isinstance(value, str) else json.dumps(value, default=str)
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": text}
-    return found
+    rows = [[key, value] for key, value in page.leaves(run.config).items()]
+    return f"<details><summary>The whole configuration</summary>{page.table(['option', 'value'], rows)}</details>"
 
 
 def _footer(run: Run) -> str:

@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
 from ..core.progress import span
-from . import metrics, panels
-from .charts import figure_svg, short
+from . import gallery, metrics, page, plots
+from .charts import series, short
 from .comparison import AGGREGATES, Comparison, Scores, paired_rows, verdict
-from .grid import DONE, FAILED, Grid
+from .defaults import apart
+from .grid import DONE, FAILED, Cell, Grid
 from .metrics import Estimate
-
-FILE = "report.html"
+from .page import table
 
 
 def write_summary(grid: Grid) -> Path:
     """Write report.html into a benchmark's directory, finished or not, and return its path."""
     found = Comparison(grid)
     parts = [_verdict(found), _aggregates(found), _profiles(found), _pairs(found), _curves(found), _tasks(found), _cost(found)]
-    parts += [_warnings(found), _failures(found), _commands(found)]
-    template = Template((files(__package__) / "data" / "report.html").read_text(encoding="utf-8"))
+    parts += [_warnings(found), _failures(found), _sights(found), _differences(found), _commands(found), _runs(found)]
     done = sum(cell.state == DONE for cell in grid.cells)
     subtitle = f"{grid.suite.about} · {_count(len(grid.seeds), 'seed')} · {done} of {len(grid.cells)} cells finished"
-    text = template.substitute(
-        title=escape(f"{grid.suite.name}: {', '.join(grid.variants)}"),
-        subtitle=escape(subtitle),
-        body="\n".join(filter(None, parts)),
-        footer=escape(f"{grid.suite.note} Intervals: {metrics.CONFIDENCE:.0%} percentile, {metrics.REPS:,} stratified resamples of runs."),
-    )
-    path = grid.directory / FILE
-    fresh = path.with_suffix(".html.new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
-    return path
+    footer = f"{grid.suite.note} Intervals: {metrics.CONFIDENCE:.0%} percentile, {metrics.REPS:,} stratified resamples of runs."
+    title = f"{grid.suite.name}: {', '.join(grid.variants)}"
+    return page.write(grid.directory, title=title, subtitle=subtitle, parts=parts, footer=footer)
 
 
 def _count(number: int, noun: str) -> str:
@@ -48,25 +35,27 @@ def _count(number: int, noun: str) -> str:
 
 
 def _verdict(found: Comparison) -> str:
-    cards = ""
+    items = []
     for scores in found.own.get(found.main, ()) if found.own else ():
         if scores.known:
             iqm = scores.aggregate("IQM")
             note = f"[{iqm.low:.2f}, {iqm.high:.2f}], " if iqm.known else ""
             note += f"IQM of normalised scores, {scores.what}, {_count(iqm.runs, 'run')} of {_count(iqm.tasks, 'task')}"
-            cards += f'<li class="card"><span>{escape(scores.label)}</span><b>{iqm.value:.2f}</b><span>{escape(note)}</span></li>'
-    return f'<p class="verdict"><b>{escape(verdict(found))}</b></p><ul class="cards">{cards}</ul>'
+            items.append((scores.label, f"{iqm.value:.2f}", note))
+    return f'<p class="verdict">{escape(verdict(found))}</p>{page.cards(items, lead=False)}'
 
 
 def _aggregates(found: Comparison) -> str:
     text = ""
     for kind, scores in found.own.items():
         others = found.published if kind == "train" else []
-        alt = f"Aggregates of {found.about(kind)}: " + "; ".join(f"{s.label} IQM {s.aggregate('IQM').value:.2f}" for s in scores if s.known)
-        picture = figure_svg(panels.aggregates(found, kind, others), alt, f"aggregates-{kind}")
-        text += f"<h2>Aggregates: {escape(found.about(kind))}</h2><figure>{picture}</figure>"
-        rows = [[s.label, *(_number(s.aggregate(name)) for name in AGGREGATES)] for s in [*scores, *others] if s.known]
-        text += table(["", *AGGREGATES], rows)
+        shown = [s for s in [*scores, *others] if s.known]
+        panels = ""
+        for name, figure in plots.aggregates(found, kind, others).items():
+            alt = f"{name} of {found.about(kind)}: " + "; ".join(f"{s.label} {s.aggregate(name).value:.2f}" for s in shown)
+            panels += f"<figure>{page.plot('-'.join(['aggregates', kind, *name.split()]), figure, alt)}</figure>"
+        rows = [[s.label, *(_number(s.aggregate(name)) for name in AGGREGATES)] for s in shown]
+        text += f'<h2>Aggregates: {escape(found.about(kind))}</h2><div class="grid four">{panels}</div>{table(["", *AGGREGATES], rows)}'
     return text
 
 
@@ -78,12 +67,12 @@ def _profiles(found: Comparison) -> str:
     if not found.own:
         return ""
     alt = f"Performance profiles: fraction of runs above each normalised score, {found.about(found.main)}"
-    picture = figure_svg(panels.profiles(found, found.main), alt, "profiles")
+    picture = page.plot("profiles", plots.profiles(found, found.main), alt, "tall")
     return f"<h2>Performance profiles: {escape(found.about(found.main))}</h2><figure>{picture}</figure>"
 
 
 def _pairs(found: Comparison) -> str:
-    figure = panels.improvement(found) if found.own and found.first.known else None
+    figure = plots.improvement(found) if found.own and found.first.known else None
     if figure is None:
         return ""
     rows = []
@@ -94,14 +83,20 @@ def _pairs(found: Comparison) -> str:
     alt = "; ".join(f"{s.label} beats {found.first.label} with probability {b.value:.2f}" for s, b, _ in paired_rows(found))
     head = ["", "probability of improvement", "mean difference by seed", "pairs won / tied / lost", "Wilcoxon p"]
     title = f"Against {found.first.label}: {found.about(found.main)}"
-    return f"<h2>{escape(title)}</h2><figure>{figure_svg(figure, alt, 'improvement')}</figure>{table(head, rows)}"
+    return f"<h2>{escape(title)}</h2><figure>{page.plot('improvement', figure, alt)}</figure>{table(head, rows)}"
 
 
 def _curves(found: Comparison) -> str:
-    alt = f"Training returns over environment steps on {', '.join(entry.name for entry in found.suite.tasks)}"
-    note = "Mean and range of the seeds; grey: published methods where there are any, dotted: the score that counts as 0."
-    picture = figure_svg(panels.curves(found), alt, "curves")
-    return f"<h2>Learning curves: training episodes</h2><figure>{picture}<figcaption>{note}</figcaption></figure>"
+    """One plot for each task under a legend that they share."""
+    chips = [f'<li><i style="border-color: {plots.colour(found, name)}"></i>{escape(name)}</li>' for name in found.grid.variants]
+    panels = ""
+    for number, entry in enumerate(found.suite.tasks):
+        alt = f"Training returns on {entry.name} over {found.steps(entry):,} environment steps"
+        picture = page.plot(f"curves-{number}", plots.curves(found, entry), alt, "small-plot")
+        panels += f"<figure><h3>{escape(entry.name)}</h3>{picture}</figure>"
+    note = "Mean and range of the seeds. Grey: published methods where there are any; dotted: the score that counts as 0."
+    legend = f'<ul class="legend">{"".join(chips)}</ul>'
+    return f'<h2>Learning curves: training episodes</h2><p class="soft">{note}</p>{legend}<div class="grid">{panels}</div>'
 
 
 def _tasks(found: Comparison) -> str:
@@ -137,14 +132,17 @@ def _cost(found: Comparison) -> str:
         if not cells:
             continue
         seconds = [float(cell.read().get("seconds", 0.0)) for cell in cells]
+        speeds = [cell.steps / max(spent, 1e-9) for cell, spent in zip(cells, seconds, strict=True)]
         facts: dict[str, float] = {}
         for row in cells[0].rows():
             facts |= {"parameters": float(row["parameters"])} if row["kind"] == "run" and "parameters" in row else {}
-        speeds = [cell.steps / max(spent, 1e-9) for cell, spent in zip(cells, seconds, strict=True)]
-        parameters = short(facts["parameters"]) if facts else "–"
-        rows.append([variant, span(float(np.mean(seconds))), span(float(np.sum(seconds))), short(float(np.median(speeds))), parameters])
-    head = ["", "time of a cell, mean", "time, all cells", "environment steps per second of it, median", "parameters"]
-    return f"<h2>Cost</h2>{table(head, rows)}" if rows else ""
+        used = [series(cell.rows(), ("speed",)).get("memory") for cell in cells]
+        memory = max((float(values.max()) for _, values in filter(None, used)), default=float("nan"))
+        size = f"{memory / 1e9:.2f} GB" if np.isfinite(memory) else "–"
+        told = [span(float(np.mean(seconds))), span(float(np.sum(seconds))), short(float(np.median(speeds)))]
+        rows.append([variant, *told, size, short(facts["parameters"]) if facts else "–"])
+    head = ["", "time of a cell, mean", "time, all cells", "environment steps per second of it, median", "most memory", "parameters"]
+    return f"<h2>Speed and memory</h2>{table(head, rows)}" if rows else ""
 
 
 def _warnings(found: Comparison) -> str:
@@ -162,18 +160,51 @@ def _failures(found: Comparison) -> str:
     return f'<h2>Failed cells</h2><ul class="warnings">{"".join(items)}</ul>' if items else ""
 
 
+def _sights(found: Comparison) -> str:
+    """Films, dreams and the variant's own pictures of one finished cell of each variant: the first seed on its worst task."""
+    text = ""
+    for variant in found.grid.variants:
+        cell = _shown(found, variant)
+        items = [*gallery.pictures(cell.directory), *gallery.films(cell.directory)] if cell else []
+        if cell and items:
+            text += f"<h3>{escape(cell.label)}</h3>{gallery.figures(items, found.grid.directory)}"
+    note = "Of each variant one run: that of the first seed on the task where it scored worst."
+    return f'<h2>Pictures, videos and dreams</h2><p class="soft">{note}</p>{text}' if text else ""
+
+
+def _shown(found: Comparison, variant: str) -> Cell | None:
+    """The cell whose pictures stand for a variant."""
+    cells = [cell for cell in found.grid.cells if cell.variant == variant and cell.state == DONE]
+    scores = next((s for s in found.own.get(found.main, ()) if s.label == variant), None) if found.own else None
+    worst = found.worst(scores) if scores is not None and scores.known else -1
+    ranked = sorted(cells, key=lambda cell: (worst < 0 or cell.entry != found.suite.tasks[worst], found.grid.seeds.index(cell.seed)))
+    return next(iter(ranked), None)
+
+
+def _differences(found: Comparison) -> str:
+    """Options in which the variants' runs of the first task and seed differ: each brings its own knobs and defaults."""
+    entry = found.suite.tasks[0]
+    configs = {v: config for v in found.grid.variants if (config := found.grid.of(v, entry)[0].config())}
+    rows = [[key, *texts] for key, texts in apart(configs).items()] if len(configs) > 1 else []
+    title = f"Configurations: what differs between variants on {entry.name}"
+    return f"<details><summary>{escape(title)}</summary>{table(['option', *configs], rows)}</details>" if rows else ""
+
+
+def _runs(found: Comparison) -> str:
+    """Every cell with its state; those that have a report of their own lead there."""
+    rows = []
+    for cell in found.grid.cells:
+        path = cell.directory / page.FILE
+        place = escape(path.relative_to(found.grid.directory).as_posix())
+        name = f'<a href="{place}">{escape(cell.label)}</a>' if path.is_file() else escape(cell.label)
+        glance = cell.glance()
+        rows.append([name, cell.state, f"{glance.step:,} of {cell.steps:,}", "–" if glance.score is None else short(glance.score)])
+    head = ["run", "state", "steps", "last training returns"]
+    return f"<details><summary>All runs</summary>{table(head, rows, safe=True)}</details>"
+
+
 def _commands(found: Comparison) -> str:
     """What makes the first seed of every variant and task again; other seeds differ in the number only."""
     seed = found.grid.seeds[0]
     lines = [cell.shown for cell in found.grid.cells if cell.seed == seed]
     return f"<h2>To do it again</h2><p class='soft'>Seed {seed}; others differ in --seed.</p><pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def table(head: Iterable[str], rows: Sequence[Sequence[str]], safe: bool = False) -> str:
-    """An HTML table whose first column names the rows. safe: the texts are HTML already."""
-    clean = str if safe else escape
-    top = "".join(f'<th scope="col">{clean(text)}</th>' for text in head)
-    body = "".join(
-        f'<tr><th scope="row">{clean(row[0])}</th>' + "".join(f"<td>{clean(text)}</td>" for text in row[1:]) + "</tr>" for row in rows
-    )
-    return f'<div class="wide" style="overflow-x:auto"><table><tr>{top}</tr>{body}</table></div>'

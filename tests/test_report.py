@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from polydream.core.log import Log
+from polydream.core.pictures import Picture, save
+from polydream.eval.account import Run, verdict
 from polydream.eval.charts import LIGHT, evaluations, round_up, series, short, small_chart
-from polydream.eval.report import Run, curve_png, write_report
+from polydream.eval.report import curve_png, write_report
 from polydream.eval.video import openloop_video, save_video
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -31,6 +34,7 @@ class Page(HTMLParser):
         self.sources: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.feed(text)
         self.close()
         assert self.stack == []
@@ -53,8 +57,15 @@ class Page(HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not self.stack or self.stack[-1] != "style":
+        if self.stack and self.stack[-1] == "script":
+            self.scripts.append((self.tags[-1][1], data))
+        elif not self.stack or self.stack[-1] != "style":
             self.text += data
+
+
+def figures(page: Page) -> dict[str, Any]:
+    """Plotly's figures by name."""
+    return {str(tag["data-plot"]): json.loads(text) for tag, text in page.scripts if "data-plot" in tag}
 
 
 def cards(page_text: str) -> dict[str, tuple[str, str]]:
@@ -109,9 +120,9 @@ def test_page_is_whole_alone_and_says_everything(run: Path) -> None:
     text = write_report(run).read_text()
     page = Page(text)
     assert len(page.ids) == len(set(page.ids))
-    assert all(source.startswith(("#", "data:video/mp4;base64,")) for source in page.sources)
-    assert "@import" not in text
-    assert "<script" not in text
+    assert all(source.startswith(("#", "data:")) for source in page.sources)
+    assert "@import" not in text and not any("src" in tag for tag, _ in page.scripts)
+    assert [tag for tag, _ in page.scripts if not tag] == [{}, {}], "Plotly, and what draws with it"
     for expected in (
         "dmc/cartpole_balance, base",
         "so far 50,000 of 60,000 steps",
@@ -121,15 +132,19 @@ def test_page_is_whole_alone_and_says_everything(run: Path) -> None:
         "agent.rssm.deter",
         '["a", "b"]',
         "1 not finite",
-        "evaluation, greedy actions",
-        "random play",
-        "dreamerv3, published, 5 seeds",
+        "environment steps, per second80",
+        "most",
     ):
         assert expected in page.text, expected
-    pictures = [attrs for tag, attrs in page.tags if tag == "svg"]
+    pictures = [attrs for tag, attrs in page.tags if tag == "svg" or "plot" in str(attrs.get("class"))]
     assert len(pictures) == 1 + 5  # the curve, loss/dyn, loss/policy, grad_norm, fps, ups
     assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in pictures)
-    assert not any(colour in part for part in re.findall(r"<svg.*?</svg>", text, re.DOTALL) for colour in LIGHT.values())
+    assert not any(colour in part for _, part in page.scripts[:1] for colour in LIGHT.values())
+    names = [trace.get("name") for trace in figures(page)["curve"]["data"]]
+    assert names == [
+        None, None, "dreamerv3, published, 5 seeds", "training episodes", "their mean per 4,200 steps",
+        "evaluation, sampled actions", "evaluation, greedy actions", "random play",
+    ]  # fmt: skip
     declared = set(re.findall(r"(--\w+):", text))
     assert set(re.findall(r"var\((--\w+)\)", text)) <= declared
     light, dark = text.split("@media (prefers-color-scheme: dark)")
@@ -157,7 +172,7 @@ def test_newest_videos_are_embedded_and_large_ones_linked(run: Path, monkeypatch
         "Open loop: world, model and error from top to bottom, front, step 50,000; green border: the model sees the frame, red: it dreams",
     ]
     assert all(str(attrs["src"]).startswith("data:video/mp4;base64,") for attrs in films)
-    monkeypatch.setattr("polydream.eval.report.EMBED", 1)
+    monkeypatch.setattr("polydream.eval.gallery.EMBED", 1)
     films = [attrs for tag, attrs in Page(write_report(run).read_text()).tags if tag == "video"]
     assert films[0]["src"] == "videos/eval-000050000-mode.mp4"
 
@@ -186,6 +201,65 @@ def test_published_curve_is_that_of_the_observations(tmp_path: Path) -> None:
     assert published("dmc/cartpole_balance", "both") is None
     assert published("dmc/dog_run", "vector") is None
     assert published("gym/CartPole-v1", "vector") is None
+
+
+def test_the_curve_holds_the_numbers_of_the_run(run: Path) -> None:
+    curve = figures(Page(write_report(run).read_text()))["curve"]
+    traces = {trace.get("name"): trace for trace in curve["data"]}
+    assert traces["training episodes"]["y"] == list(range(1, 51))
+    assert traces["evaluation, sampled actions"]["y"] == [20, 40, 60, 80, 100]
+    assert traces["evaluation, sampled actions"]["error_y"]["array"] == [3.0] * 5
+    assert traces["random play"]["y"] == [352, 352]
+    assert traces["their mean per 4,200 steps"]["x"][-1] == 50_000
+
+
+def test_the_verdict_compares_with_chance_and_with_what_was_published(tmp_path: Path) -> None:
+    def run(*returns: float, task: str = "gym/x", random: tuple[float, ...] = (1.0, 2.0, 3.0)) -> str:
+        rows: list[dict[str, Any]] = [
+            {"kind": "eval", "step": 0, "mode": "random", "returns": list(random), "return_mean": float(np.mean(random))}
+        ]
+        rows += [{"kind": "episode", "step": step, "return": 500.0} for step in range(1000, 50_001, 1000)]
+        told = {"mode": "sample", "returns": list(returns), "return_mean": float(np.mean(returns)), "return_std": float(np.std(returns))}
+        return verdict(Run(tmp_path, {"task": task, "variant": "base"}, [*rows, {"kind": "eval", "step": 50_000, **told}]))
+
+    # means 10 and 2, standard errors 1 / sqrt(3): 8 is more than twice sqrt(2 / 3)
+    better = "After 50,000 steps base returns 10.0 ± 0.8 over 3 evaluation episodes with sampled actions, better than random play (2.0)."
+    assert run(9.0, 10.0, 11.0) == f"{better} One run of one seed."
+    assert ", worse than random play (2.0)" in run(-9.0, -10.0, -11.0)
+    assert "which cannot be told from random play (2.0)" in run(2.0, 3.0, 4.0)
+    assert "in one evaluation episode with sampled actions, random play 2.0 (too few episodes to compare)" in run(9.0)
+    published = run(9.0, 10.0, 11.0, task="dmc/cartpole_balance")
+    assert re.search(
+        r"Training returns of the last 20,000 steps, 500\.0, lie within the range of the 5 published seeds \(\d+\.\d to ", published
+    )
+    assert verdict(Run(tmp_path, {}, [])).startswith("No episode has ended yet")
+
+
+def test_pictures_of_the_variant_are_shown_with_their_captions(run: Path) -> None:
+    image = torch.zeros(4, 6, 3, dtype=torch.uint8)
+    for step in (100, 200):
+        save(run / "pictures" / f"rooms-{step:09d}.png", Picture(image, f"Rooms <seen> at {step}."))
+    page = Page(write_report(run).read_text())
+    (shown,) = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert shown["alt"] == "Rooms <seen> at 200. (rooms, step 200)" and str(shown["src"]).startswith("data:image/png;base64,")
+    assert "Pictures of base" in page.text and "Rooms <seen> at 200." in page.text
+
+
+def test_what_was_set_by_hand_is_told(tmp_path: Path) -> None:
+    from polydream.core.config import to_dict
+    from polydream.core.presets import resolve
+    from polydream.eval.defaults import apart, changed
+
+    chosen = {"variant": "goal", "task": "world/fourrooms", "preset": "smoke"}
+    plain = json.loads(json.dumps(to_dict(resolve(chosen))))
+    own = json.loads(json.dumps(to_dict(resolve(chosen, {"agent.goal.ahead": 3, "seed": 4, "batch": 8}))))
+    assert changed(plain) == {}
+    assert changed(own) == {"agent.goal.ahead": ("3.0", "15.0"), "batch": ("8", "4")}
+    assert changed({**own, "variant": "my_file:Mine"}) is None, "a report imports nobody's file"
+    assert apart({"a": plain, "b": own}) == {"agent.goal.ahead": ["15.0", "3.0"], "batch": ["4", "8"]}
+    Log(tmp_path, mlflow=False).close()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(own))
+    assert "agent.goal.ahead3.015.0" in Page(write_report(tmp_path).read_text()).text
 
 
 def test_several_tasks_get_a_table(run: Path) -> None:

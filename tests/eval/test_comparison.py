@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from polydream.eval import metrics, panels
+from polydream.core.config import ConfigError
+from polydream.core.pictures import Picture, save
+from polydream.eval import metrics, plots
 from polydream.eval.comparison import Comparison, paired_rows, verdict
 from polydream.eval.grid import Cell, Grid
-from polydream.eval.summary import table, write_summary
+from polydream.eval.page import table
+from polydream.eval.summary import write_summary
 
 from .benches import finish, finished, small_grid, small_suite
 
@@ -122,14 +126,22 @@ def test_the_page_tells_all_and_loads_nothing(tmp_path: Path) -> None:
     path = write_summary(grid)
     text = path.read_text()
     found = Comparison(grid)
-    plain = re.sub(r"<svg.*?</svg>|<style.*?</style>", "", text, flags=re.DOTALL)
+    plain = re.sub(r"<script.*?</script>|<style.*?</style>", "", text, flags=re.DOTALL)
     assert verdict(found) in plain
-    for words in ("Performance profiles", "Aggregates: training episodes of the last 400 steps", "Against base", "Learning curves", "Cost"):
+    for words in (
+        "Performance profiles",
+        "Aggregates: training episodes of the last 400 steps",
+        "Against base",
+        "Learning curves",
+        "Speed and memory",
+    ):
         assert words in plain
     assert "8 of 8 cells finished" in plain and "vanishing advantages" in plain and "(4 cells)" in plain
     assert plain.count("python -m polydream train --variant") == 4  # seed 0 of two variants and two tasks
-    assert not re.findall(r'(?:src|href)="(?!#|data:)', text) and "<script" not in text
-    assert len(ids := re.findall(r'\bid="([^"]+)"', text)) == len(set(ids))
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', plain)
+    assert len(ids := re.findall(r'\bid="([^"]+)"', plain)) == len(set(ids))
+    assert re.findall(r'data-plot="([^"]+)"', text) == ids, "every plot has its place"
+    assert len(ids) == 3 * 4 + 2 + 2  # four aggregates of three kinds of scores, profiles, improvement, two tasks
     assert re.search(r"<b>2.5 ± 0.71 \(2\) worst</b>", plain)
 
 
@@ -146,19 +158,48 @@ def test_the_page_of_an_unfinished_and_failed_benchmark(tmp_path: Path) -> None:
 
 def test_variants_keep_their_colours_and_published_methods_are_grey(tmp_path: Path) -> None:
     found = Comparison(finished(tmp_path, variants=("base", "other", "third")))
-    assert len({panels.colour(found, name) for name in found.grid.variants}) == 3
-    assert panels.colour(found, "dreamerv3 (published)") not in {panels.colour(found, name) for name in found.grid.variants}
+    assert len({plots.colour(found, name) for name in found.grid.variants}) == 3
+    assert plots.colour(found, "dreamerv3 (published)") not in {plots.colour(found, name) for name in found.grid.variants}
 
 
-def test_pictures_hold_every_variant(tmp_path: Path) -> None:
+def test_plots_hold_every_variant(tmp_path: Path) -> None:
     found = Comparison(finished(tmp_path))
-    assert [t.get_text() for t in panels.aggregates(found, "sample").axes[0].get_yticklabels()] == ["base", "other"]
-    lines = panels.profiles(found, "sample").axes[0].get_lines()
-    assert [line.get_label() for line in lines] == ["base", "other"]
-    figure = panels.curves(found)
-    assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["chain", "reach"]
-    assert [line.get_label() for line in figure.axes[0].get_lines()][:2] == ["base", "other"]
-    assert panels.improvement(Comparison(finished(tmp_path / "one", variants=("base",)))) is None
+    iqm = plots.aggregates(found, "sample")["IQM"]["data"]
+    assert [trace["y"] for trace in iqm] == [["base"], ["other"]]
+    assert [trace["x"][0] for trace in iqm] == pytest.approx([0.25, 0.65])
+    assert iqm[0]["error_x"]["array"] == pytest.approx([0.05]) and iqm[0]["error_x"]["arrayminus"] == pytest.approx([0.05])
+    shown = [trace for trace in plots.profiles(found, "sample")["data"] if "name" in trace]
+    assert [trace["name"] for trace in shown] == ["base", "other"]
+    assert shown[0]["y"][0] == 1 and shown[0]["y"][-1] == 0
+    curve = plots.curves(found, found.suite.tasks[0])["data"]
+    assert [trace["name"] for trace in curve if "name" in trace] == ["base", "other", "score 0"]
+    better = plots.improvement(found)
+    assert better is not None and better["data"][0]["y"] == ["other > base"] and better["data"][0]["x"] == [1.0]
+    assert plots.improvement(Comparison(finished(tmp_path / "one", variants=("base",)))) is None
+
+
+def test_pictures_and_differences_of_the_cells_are_shown(tmp_path: Path) -> None:
+    grid = finished(tmp_path, lambda cell: 1.0 if cell.entry.name == "reach" else 3.0)
+    for cell in grid.cells:
+        save(cell.directory / "pictures/map-000001000.png", Picture(torch.zeros(2, 2, 3, dtype=torch.uint8), f"Map of {cell.label}."))
+        (cell.directory / "config.yaml").write_text(f"variant: {cell.variant}\nagent: {{width: {len(cell.variant)}}}\nsteps: 1000\n")
+        (cell.directory / "report.html").write_text("<p>its own</p>")
+    text = write_summary(grid).read_text()
+    assert re.findall(r"<figcaption>Map of (.*?)\.", text) == ["base reach seed 0", "other reach seed 0"], "the worst task's"
+    assert '<th scope="row">agent.width</th><td>4</td><td>5</td>' in text and '<th scope="row">steps</th>' not in text
+    links = re.findall(r'<a href="([^"]+)">', text)
+    assert len(links) == 8 and all((tmp_path / link).is_file() for link in links)
+
+
+def test_a_benchmark_is_read_again_from_its_folder(tmp_path: Path) -> None:
+    grid = finished(tmp_path)
+    grid.save()
+    again = Grid.read(tmp_path)
+    assert again == grid and [cell.words for cell in again.cells] == [cell.words for cell in grid.cells]
+    assert all(cell.state == "done" for cell in again.cells)
+    (tmp_path / "benchmark.json").write_text('{"suite": {"tasks": []}}')
+    with pytest.raises(ConfigError, match="describes no benchmark"):
+        Grid.read(tmp_path)
 
 
 def test_tables_escape() -> None:
