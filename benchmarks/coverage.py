@@ -30,7 +30,7 @@ TASK = "world/rooms25"
 
 def cell(step: dict[str, Any]) -> tuple[int, int]:
     """Row and column of one environment's step."""
-    return int(np.argmax(step["obs"]["y"])), int(np.argmax(step["obs"]["x"]))
+    return int(step["obs"]["y"]), int(step["obs"]["x"])
 
 
 def random_visits(steps: int, seed: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def explore(steps: int, seed: int, settings: dict[str, Any]) -> tuple[np.ndarray
 
             def counted(actions: Any) -> Any:
                 seen = stepped(actions)
-                visits[int(np.argmax(seen["obs"]["y"][0])), int(np.argmax(seen["obs"]["x"][0]))] += 1
+                visits[seen["obs"]["y"][0], seen["obs"]["x"][0]] += 1
                 return seen
 
             trainer.envs.step = counted  # type: ignore[method-assign]
@@ -75,10 +75,9 @@ def doubts(agent: Any, walks: int = 2, length: int = 24, settled: int = 4) -> np
         places[:, t] = cells
         there = cells + np.array(MOVES)[actions[:, t]]
         cells = np.where(FREE[there[:, 0], there[:, 1]][:, None], there, cells)
-    eye = np.eye(len(FREE), dtype=np.float32)
     flags = {k: torch.zeros(places.shape[:2], dtype=torch.bool) for k in ("is_first", "is_last", "is_terminal")}
     flags["is_first"][:, 0] = True
-    obs = {"y": torch.from_numpy(eye[places[..., 0]]), "x": torch.from_numpy(eye[places[..., 1]])}
+    obs = {"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}
     batch = TensorDict({"obs": obs, "action": {"action": torch.from_numpy(actions)}, **flags}, places.shape[:2])
     left = agent.measure(batch, Draws(0))[:, settled + 1 :].numpy()  # entry t is about the way from t - 1 to t
     total, count = np.zeros(FREE.shape), np.zeros(FREE.shape)

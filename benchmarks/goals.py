@@ -23,12 +23,12 @@ from tensordict import TensorDict
 
 from polydream.core.player import Player, load
 from polydream.core.presets import resolve
-from polydream.core.specs import Space, Task
+from polydream.core.specs import Task
 from polydream.core.train import train
 from polydream.eval.goals import Attempt, attempt, goal_grid
 from polydream.eval.rollout import RandomPlayer
 from polydream.tasks.base import Common
-from polydream.tasks.grids import FourRooms, Grid, Rooms25
+from polydream.tasks.grids import FourRooms, Grid, Rooms25, place, places
 from polydream.tasks.world import MOVES
 from polydream.variants.goal import Goal
 
@@ -37,9 +37,6 @@ COMMON = {
     "length": 16,
     "replay.online": False,
     "agent.optim.lr": 1e-3,
-    # A one-hot cell that is wrong costs 1 in squared error, and a step tells about 1 nat: at the usual weights not worth a latent.
-    "agent.scales.rec": 10.0,
-    "agent.rssm.free_nats": 0.1,
     "agent.starts": 8,
 }
 DEFAULTS = {"fourrooms": {"steps": 5000, "random": 500, "ratio": 128}, "rooms25": {"steps": 30_000, "random": 1000, "ratio": 32}}
@@ -86,20 +83,14 @@ class HeldRooms25(Told, Rooms25):
 
     def __init__(self, name: str, common: Common, *, goal: int = -1, limit: int = 200) -> None:
         super().__init__(name, common, goal=goal, limit=limit)
-        rows, columns = self._free.shape
-        spaces = {"goal_x": Space(shape=(columns,), low=0.0, high=1.0), "goal_y": Space(shape=(rows,), low=0.0, high=1.0)}
-        self.spec = replace(self.spec, obs={**self.spec.obs, **spaces})
+        self.spec = replace(self.spec, obs={**self.spec.obs, **places(self._free, "goal_")})
 
     def _start(self) -> None:
         super()._start()
         self._goal = self._aim(self._cell)
 
     def _vectors(self) -> dict[str, np.ndarray]:
-        rows, columns = self._free.shape
-        return super()._vectors() | {
-            "goal_x": np.eye(columns, dtype=np.float32)[self._goal[1]],
-            "goal_y": np.eye(rows, dtype=np.float32)[self._goal[0]],
-        }
+        return super()._vectors() | place(self._goal, "goal_")
 
 
 WORLDS: dict[str, Callable[..., Any]] = {"fourrooms": HeldRooms, "rooms25": HeldRooms25}
@@ -116,8 +107,8 @@ class Held(Goal):
 
     def eligible(self, batch: TensorDict) -> torch.Tensor:
         """Steps in cells that are not held out, bool (B, T)."""
-        at = batch["obs", "y"].argmax(-1) * 1000 + batch["obs", "x"].argmax(-1)
-        rows, columns = (self.spec.obs[k].shape[0] for k in ("y", "x"))
+        at = batch["obs", "y"].long() * 1000 + batch["obs", "x"].long()
+        rows, columns = (self.spec.obs[k].classes for k in ("y", "x"))
         world = "fourrooms" if rows == 11 else "rooms25"
         probe: Any = rooms(world)
         cells = held_out(probe._spots, HELD[world])
@@ -168,7 +159,7 @@ def judge(
 
 
 def _shortest(free: np.ndarray, one: Attempt) -> int:
-    at = {k: int(v.argmax()) for k, v in one.first.items()}
+    at = {k: int(v) for k, v in one.first.items()}
     return int(steps_away(free, (at["goal_y"], at["goal_x"]))[at["y"], at["x"]])
 
 

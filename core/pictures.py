@@ -80,14 +80,13 @@ class Plane:
     def of(cls, spec: Spec, obs: Mapping[str, Tensor], prefix: str = "") -> Plane | None:
         """Places of observations (n, ...) by the names that tasks give them: `x` and `y`, else `achieved_goal` or `position`.
 
-        One-hot `x` and `y` are cells. prefix: of the keys, to read goals. None where the task names no place.
+        Classes `x` and `y` are cells. prefix: of the keys, to read goals. None where the task names no place.
         """
         ours = {k: spec.obs[k] for k in ("x", "y") if k in spec.obs}
-        if len(ours) == 2 and all(len(s.shape) == 1 and s.elements > 1 and (s.low, s.high) == (0.0, 1.0) for s in ours.values()):
-            found = [obs[prefix + k].argmax(-1) for k in ours]
-            return cls(torch.stack(found, -1).cpu().numpy(), ("x", "y"), (ours["x"].elements, ours["y"].elements))
-        if len(ours) == 2 and all(s.elements == 1 and not s.discrete for s in ours.values()):
-            return cls(torch.stack([obs[prefix + k].float().reshape(-1) for k in ours], -1).cpu().numpy(), ("x", "y"))
+        if len(ours) == 2 and all(s.elements == 1 for s in ours.values()):
+            cells = (ours["x"].classes or 0, ours["y"].classes or 0)
+            at = torch.stack([obs[prefix + k].float().reshape(-1) for k in ours], -1).cpu().numpy()
+            return cls(at.astype(int), ("x", "y"), cells) if all(cells) else cls(at, ("x", "y"))
         for key in ("achieved_goal", "position"):
             space = spec.obs.get(key)
             if space is not None and not space.discrete and len(space.shape) == 1 and space.elements > 1:

@@ -68,7 +68,7 @@ def expensive(events: Iterable[Any]) -> str:
     found = {e.key: e for e in events}
     updates = found["update"].count
     device = "device_time_total" if any(e.device_time_total for e in found.values()) else "cpu_time_total"
-    whole = max(float(getattr(found["update"], "cpu_time_total")), 1e-9)
+    whole = max(float(found["update"].cpu_time_total), 1e-9)
     parts = {name: float(getattr(found[name], device)) for name in PARTS if name in found}
     parts["other"] = max(whole - sum(parts.values()), 0.0)
     own = f"self_{device}"

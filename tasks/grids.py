@@ -1,6 +1,6 @@
 """Worlds of rooms: walk to a cell. Actions 0 ... 4 are stay, up, down, left, right; walls stop the agent.
 
-The agent's column and row are seen as one-hot vectors `x` and `y`. In pictures the agent is dark, the goal green.
+The agent's column and row are seen as the classes `x` and `y`. In pictures the agent is dark, the goal green.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.specs import Space
 from .base import Common, resize
-from .world import AGENT, FLOOR, GOAL, MOVES, WALL, World, number, onehot
+from .world import AGENT, FLOOR, GOAL, MOVES, WALL, World, number
 
 FOUR_ROOMS = (
     "###########",
@@ -47,10 +47,16 @@ def rooms(across: int, width: int) -> np.ndarray:
     return free
 
 
-def _one_hots(free: np.ndarray, prefix: str = "") -> dict[str, Space]:
+def place(cell: np.ndarray, prefix: str = "") -> dict[str, np.ndarray]:
+    """A (row, column) as observations."""
+    return {f"{prefix}x": np.asarray(cell[1], np.int32), f"{prefix}y": np.asarray(cell[0], np.int32)}
+
+
+def places(free: np.ndarray, prefix: str = "") -> dict[str, Space]:
+    """The spaces of `place`. Classes, so that a model is fitted to them by cross-entropy: squared errors of one-hot vectors tell it
+    too little to be worth a latent."""
     rows, columns = free.shape
-    spaces = {"x": Space(shape=(columns,), low=0.0, high=1.0), "y": Space(shape=(rows,), low=0.0, high=1.0)}
-    return {prefix + key: space for key, space in spaces.items()}
+    return {f"{prefix}x": Space(dtype="int32", classes=columns), f"{prefix}y": Space(dtype="int32", classes=rows)}
 
 
 class Grid(World):
@@ -64,7 +70,7 @@ class Grid(World):
     def __init__(self, name: str, common: Common, free: np.ndarray, limit: int, extra: dict[str, Space] | None = None) -> None:
         self._free, self._spots = free, np.argwhere(free)
         self._cell = self._spots[0]
-        super().__init__(name, common, vector={**_one_hots(free), **(extra or {})}, action=Space(dtype="int32", classes=5), limit=limit)
+        super().__init__(name, common, vector={**places(free), **(extra or {})}, action=Space(dtype="int32", classes=5), limit=limit)
 
     def _walk(self, action: np.ndarray) -> None:
         there = self._cell + MOVES[int(action)]
@@ -77,8 +83,7 @@ class Grid(World):
         return spots[self._rng.integers(len(spots))]
 
     def _vectors(self) -> dict[str, np.ndarray]:
-        rows, columns = self._free.shape
-        return {"x": onehot(self._cell[1], columns), "y": onehot(self._cell[0], rows)}
+        return place(self._cell)
 
     def _marks(self) -> list[tuple[np.ndarray, tuple[int, int, int]]]:
         """Coloured cells under the agent."""
@@ -110,7 +115,7 @@ class FourRooms(Grid):
     def __init__(self, name: str, common: Common, *, goal: int = -1, limit: int = 50, seen: bool = True) -> None:
         free = read_map(FOUR_ROOMS)
         self._fixed = number("goal", goal, -1, int(free.sum()) - 1)
-        super().__init__(name, common, free, number("limit", limit, 1, 10**6), _one_hots(free, "goal_"))
+        super().__init__(name, common, free, number("limit", limit, 1, 10**6), places(free, "goal_"))
         self._goal = self._spots[max(goal, 0)]
         self._apart = common.pixels and not seen
         if self._apart:
@@ -126,8 +131,7 @@ class FourRooms(Grid):
         return float(reached), reached
 
     def _vectors(self) -> dict[str, np.ndarray]:
-        rows, columns = self._free.shape
-        return super()._vectors() | {"goal_x": onehot(self._goal[1], columns), "goal_y": onehot(self._goal[0], rows)}
+        return super()._vectors() | place(self._goal, "goal_")
 
     def _observe(self) -> dict[str, np.ndarray]:
         seen = super()._observe()

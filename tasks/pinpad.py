@@ -10,7 +10,8 @@ import numpy as np
 
 from ..core.specs import Space
 from .base import Common
-from .world import AGENT, FLOOR, MOVES, WALL, World, number, onehot
+from .grids import place, places
+from .world import AGENT, FLOOR, MOVES, WALL, World, number
 
 ROWS, COLUMNS = 14, 16
 PAD = (4, 4)
@@ -33,7 +34,7 @@ class PinPad(World):
 
     Stepping on a pad other than the last one stepped on appends it to the history, which remembers the last N. When the
     history reads 1, 2, ..., N the reward is 10 and the history is emptied; the episode goes on until it is truncated after
-    2000 steps. It starts at a random cell without pad. Vectors: `x`, `y` one-hot, `history` the N entries one-hot over
+    2000 steps. It starts at a random cell without pad. Vectors: the classes `x`, `y` and `history`, N entries over
     (none, 1 ... N), oldest first. Pictures show the history as two rows under the room. With probability `sticky` a move
     repeats the previous one instead of the action (0 in the paper).
     A uniformly random policy collects 34 per 10 000 steps with three pads and 1.3 with four (exact), next to nothing with more.
@@ -50,9 +51,8 @@ class PinPad(World):
         self._cell, self._last = self._starts[0], 0
         self._history = np.zeros(self._pads, int)
         vector = {
-            "x": Space(shape=(COLUMNS,), low=0.0, high=1.0),
-            "y": Space(shape=(ROWS,), low=0.0, high=1.0),
-            "history": Space(shape=(self._pads * (self._pads + 1),), low=0.0, high=1.0),
+            **places(self._layout),
+            "history": Space(shape=(self._pads,), dtype="int32", classes=self._pads + 1),
         }
         super().__init__(name, common, vector=vector, action=Space(dtype="int32", classes=5), limit=number("limit", limit, 1, 10**6))
 
@@ -75,8 +75,7 @@ class PinPad(World):
         return 0.0, False
 
     def _vectors(self) -> dict[str, np.ndarray]:
-        history = np.concatenate([onehot(pad, self._pads + 1) for pad in self._history])
-        return {"x": onehot(self._cell[1], COLUMNS), "y": onehot(self._cell[0], ROWS), "history": history}
+        return {**place(self._cell), "history": self._history.astype(np.int32)}
 
     def _cells(self) -> np.ndarray:
         palette = np.array((FLOOR, *COLOURS, WALL), np.uint8)

@@ -141,7 +141,7 @@ def test_random_first_decisions_are_uniform_and_known_to_the_agent(tmp_path: Pat
 def test_task_options_reach_the_task() -> None:
     fixed = resolve({"task": "world/fourrooms"}, {"env.options": "goal=5,limit=7"})
     task = make_task(fixed)
-    goals = {tuple(task.reset(seed)["obs"]["goal_x"]) + tuple(task.reset(seed)["obs"]["goal_y"]) for seed in range(8)}
+    goals = {tuple(int(task.reset(seed)["obs"][k]) for k in ("goal_x", "goal_y")) for seed in range(8)}
     assert len(goals) == 1 and task.spec.limit == 7
     with pytest.raises(ConfigError, match="name=value"):
         make_task(resolve({"task": "world/fourrooms"}, {"env.options": "goal"}))
