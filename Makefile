@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+ONLY ?=
 WORKERS ?= 2
 DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 BIN := $(VENV)/bin
@@ -20,7 +21,7 @@ help:
 	@echo "make lint     ruff only"
 	@echo "make types    mypy only"
 	@echo "make pytest   the tests only (ARGS=\"-k config\")"
-	@echo "make faults   the full campaigns of docs/reliability.md, up to an hour: kills, damaged files, full disks, hostile files"
+	@echo "make faults   the full campaigns of docs/reliability.md, up to an hour: kills, damaged files, full disks (one alone: ONLY=kills)"
 	@echo "make install  the environment in $(VENV), with $(PYTHON)"
 	@echo "make benchmark-peers  other people's DreamerV3 in $(PEERS), for python -m benchmarks.update --peers sheeprl,torchrl"
 	@echo "make clean    remove caches and build products, keep $(VENV) and runs/"
@@ -46,9 +47,10 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
-# The short lane of the same campaigns is part of `make test`. One process, so that one table comes out at the end.
+# The short lane of the same campaigns is part of `make test`. One process, so that one table comes out at the end. A campaign
+# alone: make faults ONLY=kills, or ONLY="damage hostile"; their names are those of tests/faults/test_*.py.
 faults: $(STAMP)
-	POLYDREAM_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/faults $(ARGS)
+	POLYDREAM_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(or $(ONLY:%=tests/faults/test_%.py),tests/faults) $(ARGS)
 
 install: $(STAMP)
 

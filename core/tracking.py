@@ -2,6 +2,7 @@
 
 The thread reads the file behind the writer, sends what is new in batches and remembers in mlflow.json how far it came. Sending
 is safe to repeat, because a point of a metric is known by its name, step, time and value, and all of these are in the file.
+Artifacts often live on another server: those it refuses are owed, noted in mlflow.json and offered again, while metrics go on.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from threading import Condition, RLock, Thread
@@ -23,6 +25,7 @@ STATUSES = ("FINISHED", "FAILED", "KILLED")
 UNCHARTED = ("run", "artifact")  # kinds of rows that hold no metrics
 LABELS = ("task", "mode")  # texts of a row that become a part of the metric's name
 PERIOD, PATIENCE = 2.0, 60.0  # seconds between sendings, and at most while the server fails
+OWED = 300.0  # seconds until artifacts that were refused are offered again
 CHUNK = 2**18  # bytes of metrics.jsonl read at a time
 METRICS, PARAMS, KEY, VALUE, TAG = 1000, 100, 250, 6000, 8000  # MLflow's limits: per request, per request, and characters
 QUIET = {
@@ -47,8 +50,10 @@ class MlflowSink(Thread):
         self._path, self._lock, self._warn = path, lock, warn
         self._state_file = path.with_name(STATE)
         self._settings = dict(settings) | {"params": flatten(settings["params"]), "tags": dict(settings["tags"])}
-        saved = json.loads(self._state_file.read_text()) if self._state_file.is_file() else {}
+        saved = load(self._state_file)
         self.sent: int = min(saved.get("sent", 0), path.stat().st_size)
+        self.owed: list[str] = list(saved.get("owed", ()))  # artifacts that were refused, to be offered again
+        self._offer = 0.0  # when, by the monotonic clock
         self._run_id: str = saved.get("run_id", "")
         self._store: str = saved.get("store", "")
         self._status: str = ""
@@ -97,9 +102,9 @@ class MlflowSink(Thread):
             self._signal.notify_all()
         self.join(grace)
         if not self._ended:
-            with self._lock:
+            with self._lock, suppress(OSError):  # a full disk: what it held before is true, too, only less far
                 self._save()
-        return self._ended
+        return self._ended and not self.owed
 
     def run(self) -> None:
         """Send every few seconds until closed; wait longer and longer while the server fails."""
@@ -112,6 +117,7 @@ class MlflowSink(Thread):
                 self._connect()
                 self._tell()
                 self._drain()
+                self._repay()
                 if closing:
                     return self._finish()
                 delay = PERIOD
@@ -229,9 +235,17 @@ class MlflowSink(Thread):
             points += self._points(row)
         for i in range(0, len(points), METRICS):
             self._client.log_batch(self._run_id, metrics=points[i : i + METRICS])
-        if artifact:
-            self._upload(artifact)
+        if artifact and not self._upload(artifact):
+            self.owed, self._offer = list(dict.fromkeys([*self.owed, artifact])), time.monotonic() + OWED
         return done
+
+    def _repay(self) -> None:
+        """Offer refused artifacts again, where it is time."""
+        if self.owed and time.monotonic() > self._offer:
+            self._offer = time.monotonic() + OWED
+            self.owed = [name for name in self.owed if not self._upload(name)]
+            with self._lock:
+                self._save()
 
     def _points(self, row: Mapping[str, Any]) -> Iterator[Any]:
         from mlflow.entities import Metric
@@ -249,7 +263,8 @@ class MlflowSink(Thread):
                 self._names[name] = clean(name)
             yield Metric(self._names[name], float(value), int(1000 * row["time"]), row["step"])
 
-    def _upload(self, name: str) -> None:
+    def _upload(self, name: str) -> bool:
+        """Whether an artifact was taken, or is gone since. Says so once where one was not."""
         path = self._path.parent / name
         place = "" if Path(name).is_absolute() else str(Path(name).parent)
         try:
@@ -258,10 +273,15 @@ class MlflowSink(Thread):
             elif path.is_file():
                 self._client.log_artifact(self._run_id, str(path), None if place in ("", ".") else place)
         except Exception as error:  # noqa: BLE001  artifacts often live on another server than metrics, which must not wait for it
-            self._warn(f"MLflow did not take {name} ({first_line(error)}); it is in {self._path.parent}")
+            if not self.owed:
+                self._warn(f"MLflow did not take {name} ({first_line(error)}); it is in {self._path.parent} and will be offered again")
+            return False
+        return True
 
     def _finish(self) -> None:
         self._client.set_terminated(self._run_id, self._status)
+        self._offer = 0.0
+        self._repay()
         if self._monitor is not None:
             self._monitor.finish()
         with self._lock:
@@ -276,23 +296,34 @@ class MlflowSink(Thread):
 
     def _save(self) -> None:
         """Write mlflow.json in one piece: how far sending came, and what is needed to go on in another process."""
-        state = {"run_id": self._run_id, "store": self._store, "sent": self.sent, "status": self._status, "settings": self._settings}
+        where = {"run_id": self._run_id, "store": self._store, "sent": self.sent, "owed": self.owed}
+        state = where | {"status": self._status, "settings": self._settings}
         fresh = self._state_file.with_suffix(".json.new")
         fresh.write_text(json.dumps(state, indent=1))
         os.replace(fresh, self._state_file)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What mlflow.json says; nothing where there is none, or where a power failure has left half of one."""
+    try:
+        state = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def silence() -> None:
     """Keep MLflow and what it is built on from printing: a user's own settings stay, other threads' messages too."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    retries = logging.getLogger("urllib3.connectionpool")
-    if _foreign not in retries.filters:
-        retries.addFilter(_foreign)
+    for talkative in ("urllib3.connectionpool", "mlflow.store.db.utils"):
+        logger = logging.getLogger(talkative)
+        if _foreign not in logger.filters:
+            logger.addFilter(_foreign)
 
 
 def _foreign(record: logging.LogRecord) -> bool:
-    """False for messages about requests that the tracking threads sent."""
+    """False for messages, and tracebacks of a locked database, about what the tracking threads sent."""
     return record.threadName not in ("mlflow", "SystemMetricsMonitor")
 
 

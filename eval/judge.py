@@ -54,9 +54,13 @@ class Judge:
         save_video(path, openloop_video(frames["truth"], frames["model"], context), fps=10)
 
     def report(self, run_dir: Path) -> Path:
-        """Write the run's report page."""
+        """Write the run's report page, and the model card of its newest checkpoint."""
+        from ..core.checkpoint import intact
+        from .card import write_card
         from .report import write_report
 
+        if path := next(intact(run_dir / "checkpoints"), None):
+            write_card(path, run_dir)
         return write_report(run_dir)
 
 

@@ -67,7 +67,7 @@ def child(work: Callable[[], Any]) -> int:
         os._exit(code)
 
 
-def ended(pid: int, patience: float = 120.0) -> int:
+def ended(pid: int, patience: float = 600.0) -> int:
     """Exit code of a child, negative for a signal; fails where it does not end."""
     until = time.monotonic() + patience
     while time.monotonic() < until:

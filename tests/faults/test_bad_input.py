@@ -6,6 +6,9 @@ import contextlib
 import io
 import os
 import random
+import resource
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,9 @@ from polydream.core.needs import refuse_too_large
 from polydream.core.presets import resolve
 from polydream.core.specs import Space, Spec
 
-from .harness import lane, record
+from .harness import FULL, lane, record
 
+ROOT = Path(__file__).parent.parent.parent
 BASE = ["train", "--preset", "smoke", "--task", "gym/CartPole-v1"]
 
 
@@ -106,3 +110,55 @@ def test_mlflow_run_meets_the_same_check(tmp_path: Path) -> None:
         assert main(["train", "--variant", "base", "--varaint", "multitask"]) == 2
     assert "varaint" in err.getvalue() and "variant" in err.getvalue()
     assert not os.listdir()
+
+
+WHOLE = [
+    ["train", "--varaint", "multitask"],
+    ["train", "--task", "dmc/cartpole_balnce"],
+    ["train", "--task", "gym/CartPol-v1"],
+    [*BASE, "--agent.rssm.deter", "33"],
+    [*BASE, "--replay.capacity", "3"],
+    ["train", "--variant", "gaol"],
+    ["train", "--suite", "world-grid"],
+    ["resume", "torn"],
+    ["eval", "torn"],
+    ["report", "nowhere"],
+]
+
+
+def test_whole_processes_end_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a person meets it: from the shell, imports included. The time is told, not judged: it is the machine's, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.yaml").write_text("steps: [1\nbatch: {")
+    wrong, slowest = [], 0.0
+    chosen = WHOLE[: lane(len(WHOLE), 2)]
+    for words in chosen:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, "-m", "polydream", *words], env=environment, capture_output=True, text=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        slowest = max(slowest, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        lines, left = done.stderr.strip().splitlines(), sorted(p.name for p in tmp_path.iterdir())
+        if done.returncode != 2 or not 1 <= len(lines) <= 2 or not lines[0].startswith("polydream: ") or done.stdout or left != ["torn"]:
+            wrong.append(f"{' '.join(words)}: {done.returncode}, {done.stdout!r}, {done.stderr!r}, {left}")
+    record("bad configurations, whole processes", len(chosen) - len(wrong), len(chosen), f"at most {slowest:.1f} s of processor time")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.skipif(not FULL, reason="make faults: MLflow alone takes longer to start than the other tests here")
+def test_mlflow_run_itself_passes_the_error_on(tmp_path: Path) -> None:
+    """MLflow opens its run before it asks us; we add nothing to it, and no directory."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", "-P", "varaint=multitask"]
+    command += ["-P", f"dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("polydream: ")]
+    assert done.returncode and ours == ["polydream: no option 'varaint'; did you mean 'variant'?"]
+    assert not (tmp_path / "run").exists()
+    from mlflow.tracking import MlflowClient
+
+    (run,) = MlflowClient(uri).search_runs(["0"])
+    assert run.info.status == "FAILED" and not run.data.metrics and set(run.data.params) == {"variant", "varaint", "dir"}
+    record("bad configuration through mlflow run", 1, 1)

@@ -18,8 +18,9 @@ from polydream.core.faults import FILE, Faults
 from polydream.core.specs import Space, Spec
 from polydream.core.train import Trainer
 from polydream.core.vector import EnvError, Vector
+from polydream.eval.judge import Judge
 
-from .harness import child, ended, lane, record, tiny
+from .harness import child, ended, lane, record, rows, tiny
 
 
 class Faulty:
@@ -205,3 +206,41 @@ def test_a_spent_budget_is_one_line_with_the_environment_and_a_traceback_in_a_fi
         vector.step({"action": np.zeros(1, np.int32)})
     assert "\n" not in str(error.value) and len(said) == 4 and all("\n" not in line for line in said)
     assert (tmp_path / FILE).read_text().count("ZeroDivisionError: on purpose") == 5
+
+
+class Stumbling:
+    """A task that raises in its third step, as often as `left` says."""
+
+    def __init__(self, task: Any, left: list[int]) -> None:
+        self.task, self.left, self.spec, self.count = task, left, task.spec, 0
+
+    def step(self, action: dict[str, np.ndarray]) -> dict[str, Any]:
+        self.count += 1
+        if self.count == 3 and self.left[0]:
+            self.left[0] -= 1
+            raise ZeroDivisionError("on purpose")
+        return self.task.step(action)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["task"], name)
+
+
+def test_an_evaluation_in_which_an_environment_fails_is_done_again_with_the_same_result(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"steps": 60, "eval__every": 30, "eval__episodes": 2, "env__restarts": 3, "log__report": 30}
+
+    def play(name: str, faults: int, **more: Any) -> Trainer:
+        with Trainer(tiny(tmp_path / name, **options | more), Judge()) as trainer:
+            real, left = trainer.make_task, [faults]
+            trainer.make_task = lambda: Stumbling(real(), left)  # type: ignore[assignment, arg-type, return-value]
+            trainer.run()
+        return trainer
+
+    whole, broken = play("whole", 0), play("broken", 3)
+    assert (whole.faults.total, broken.faults.total) == (0, 3)
+    scores = [[r for r in rows(tmp_path / name) if r["kind"] in ("eval", "report")] for name in ("whole", "broken")]
+    assert repr(scores[0]) == repr(scores[1]) and len(scores[0]) > 4
+    assert len(whole.heldout.episodes) == len(broken.heldout.episodes) > 0
+    with pytest.raises(EnvError, match=r"evaluation failed \(ZeroDivisionError: on purpose\) and the budget is spent: 1 faults") as error:
+        play("spent", 1, env__restarts=0)
+    assert "\n" not in str(error.value) and (tmp_path / "spent" / FILE).read_text().count("ZeroDivisionError: on purpose") >= 1
+    record("evaluations in which an environment fails", 1, 1)
