@@ -36,7 +36,7 @@ class Dreamer(nn.Module):
 
     Config: ClassVar[type[AgentConfig]] = Config
     exhibits: ClassVar[tuple[Callable[..., Any], ...]] = ()
-    """Seam: what draws the report's pictures, each a `pictures.Exhibit`. Those of all parents are drawn as well."""
+    """What draws the report's pictures, each a `pictures.Exhibit`. Those of all parents are drawn as well."""
     cfg: AgentConfig
     updates: Tensor
 
@@ -386,8 +386,8 @@ class Dreamer(nn.Module):
     def _decide(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
         first = data["is_first"]
         tokens, previous = self.encode(data), self._joined(state["action"])
-        post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)[:, 0]
-        state = state.copy().update(post.select("deter", "stoch"))
+        post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)
+        state = state.copy().update({k: post[k][:, 0] for k in ("deter", "stoch")})
         fresh = self.context(data, state, draws)
         for key in fresh.keys(True, True):
             kept, chosen = state.get(key, None), fresh[key]

@@ -53,7 +53,7 @@ class Head(nn.Module):
     def output(self, x: Tensor) -> Output:
         """What the last layer's numbers (*, K) mean."""
         if self.cfg.dist.endswith("twohot"):
-            return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"), self.compiled)
+            return TwoHot(x, self.bins, self.cfg.dist.removesuffix("_twohot"), self.compiled and self.training)
         if self.cfg.dist == "binary":
             return Binary(x.squeeze(-1))
         return Squared(x.squeeze(-1), 0, maths.symlog if self.cfg.dist == "symlog_mse" else None)

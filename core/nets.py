@@ -182,10 +182,11 @@ class RMSNorm(nn.Module):
 
     def silu(self, x: Tensor) -> Tensor:
         """This norm and SiLU after it, in one."""
+        compiled = self.compiled and self.training
         if self.axis == -1:
-            return normed_silu(x, self.scale, self.compiled)
+            return normed_silu(x, self.scale, compiled)
         # Channels are last in memory already, so nothing moves.
-        return normed_silu(x.movedim(1, -1), self.scale, self.compiled).movedim(-1, 1)
+        return normed_silu(x.movedim(1, -1), self.scale, compiled).movedim(-1, 1)
 
 
 class LayerNorm(nn.Module):

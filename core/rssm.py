@@ -128,7 +128,7 @@ class RSSM(nn.Module):
             groups = (self.cfg.stoch, self.cfg.classes)
             action = action.to(deter.dtype)
             cell, prior, _ = self._weights(deter.dtype)
-            after, drawn = _step(self.compiled)(cell, prior, deter, stoch, action, noise, groups, self.cfg.unimix)
+            after, drawn = _step(self.compiled and self.training)(cell, prior, deter, stoch, action, noise, groups, self.cfg.unimix)
         else:
             after = self.cell(deter, stoch, self.cell.embed(action))
             drawn = self._sample(self.prior_logits(after), noise)
@@ -150,7 +150,7 @@ class RSSM(nn.Module):
         if self.plain and not self.cfg.checkpoint:
             # Products are shortened where the autocast around says so; without a graph the weights come in that type.
             kind = self.scan_dtype if torch.is_autocast_enabled(tokens.device.type) else torch.float32
-            settings = scan.Settings(groups, self.cfg.unimix, kind, self.compiled)
+            settings = scan.Settings(groups, self.cfg.unimix, kind, self.compiled and self.training)
             start = state["deter"], state["stoch"].flatten(1)
             cell, _, post = self._weights(torch.float32 if torch.is_grad_enabled() else kind)
             deter, stoch, logits = scan.observe(settings, cell, post, *start, (keep, embedded, seen), noise)

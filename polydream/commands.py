@@ -12,6 +12,7 @@ from .baseline import baseline as baseline
 from .benchmark import benchmark as benchmark
 from .core.config import ConfigError, Failure, convert, describe, difference, leaves, override, to_dict
 from .core.signals import Stopped
+from .export import export as export
 from .flags import explain, filled, known_only, none, one, parse
 
 if TYPE_CHECKING:
@@ -46,18 +47,19 @@ def train(argv: Sequence[str]) -> int:
 def _run(cfg: RunConfig, resume: Path | None = None) -> None:
     """Train to the end, judged by the room eval. SIGTERM and Ctrl-C stop it with a checkpoint."""
     from .core import registry
-    from .core.checkpoint import CheckpointError
-    from .core.guard import NonFinite
     from .core.launch import make_task
     from .core.promises import require
+
+    task = _made(cfg.task, partial(make_task, cfg))  # before a run directory or an MLflow run exists
+    task.close()
+    require(registry.variant(cfg.variant), task.spec)
+    from .core.checkpoint import CheckpointError
+    from .core.guard import NonFinite
     from .core.signals import Signals
     from .core.train import train as learn
     from .core.worker import EnvError
     from .eval.judge import Judge
 
-    task = _made(cfg.task, partial(make_task, cfg))  # before a run directory or an MLflow run exists
-    task.close()
-    require(registry.variant(cfg.variant), task.spec)
     try:
         with Signals(cfg.grace) as signals:
             directory = learn(cfg, Judge(), resume, signals)
@@ -206,7 +208,7 @@ def _existing(text: str) -> Path:
 def evaluate(argv: Sequence[str]) -> int:
     """Let a trained agent act: eval RUN_DIR_OR_CHECKPOINT [--episodes N] [--seed N] [--mode sample|mode] [--task ID] [--video FILE].
 
-    Without options the evaluation of the run itself is repeated: its episodes, its seed.
+    Without options the evaluation of the run itself is repeated: its episodes, its seed, the first of its modes.
     """
     words = parse(argv)
     path = _existing(one(words.positional, "run directory or checkpoint"))
@@ -215,7 +217,7 @@ def evaluate(argv: Sequence[str]) -> int:
     if "task" in given:
         _family(given["task"])
     from .core import checkpoint, presets
-    from .core.launch import make_task
+    from .core.launch import make_task, prepare_processor
     from .core.player import Player
     from .core.rng import seed_for
     from .eval.judge import Judge
@@ -231,10 +233,11 @@ def evaluate(argv: Sequence[str]) -> int:
     if "task" not in given:
         presets.refuse_code("task", run.task, ())
     run = replace(run, task=given.get("task", run.task))
-    make = partial(make_task, run)
+    make, mode = partial(make_task, run), given.get("mode", (*run.eval.modes, "sample")[0])
     _made(run.task, make).close()
+    prepare_processor(run.threads)  # sums depend on how many share them
     player, video = Player(agent, seed_for(seed, "evaluation", 0)), Path(given["video"]) if "video" in given else None
-    result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=given.get("mode", "sample"), video=video)
+    result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=mode, video=video)
     print(f"{run.task}: return {result.return_mean:.2f}, deviation {result.return_std:.2f}, over {episodes} episodes of mode {result.mode}")
     for score, length, ended in zip(result.returns, result.lengths, result.terminated, strict=True):
         print(f"  {score:10.2f} in {length} decisions" + (", terminated" if ended else ""))
@@ -259,17 +262,45 @@ def _options(flags: Mapping[str, str | None], kinds: Mapping[str, Any]) -> dict[
 
 
 def report(argv: Sequence[str]) -> int:
-    """Write the report of a run: report RUN_DIR. Prints where it is."""
-    words = parse(argv)
-    known_only(words.flags, ())
+    """Write the report of a run or of a benchmark: report DIR. Prints where it is.
+
+    --serve      show it at 127.0.0.1 and keep it up with what is still running, until Ctrl-C
+    --port N     where (default 8765; 0 takes a free one)
+    """
+    words = parse(argv, switches=("serve",))
+    serve = convert(bool, words.flags.pop("serve", "false") or "true", "serve")
+    port = _options(words.flags, {"port": int}).get("port", 8765)
     directory = _existing(one(words.positional, "run directory"))
+    from .eval.grid import CONTENTS, Grid
     from .eval.report import write_report
+    from .eval.summary import write_summary
+
+    def write(path: Path) -> Path:
+        return write_summary(Grid.read(path)) if (path / CONTENTS).is_file() else write_report(path)
 
     try:
-        print(write_report(directory))
+        print(write(directory))
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from None
+    if serve:
+        _serve(directory, write, port)
     return 0
+
+
+def _serve(directory: Path, write: Callable[[Path], Path], port: int) -> None:
+    """Show a report until Ctrl-C."""
+    from .eval.serve import Server
+
+    try:
+        server = Server(directory, write, port)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"port {port} cannot be had ({error}): choose another --port, or 0 for a free one") from None
+    with server:
+        print(f"{server.address} follows {directory}; Ctrl-C ends it", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
 
 
 def catalogue(argv: Sequence[str]) -> int:

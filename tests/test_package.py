@@ -160,6 +160,10 @@ def test_mlproject_passes_every_key_on() -> None:
     )
     # A declared default would override what a preset says, so only the variant, which no preset chooses, has one.
     assert {name: p.default for name, p in main.parameters.items()} == {"variant": "base"}
+    given = {"run": "r", "register": "walker", "mode": "mode"}
+    assert project.get_entry_point("export").compute_command(given, None) == (
+        "python -m polydream export r --format pt2 --mode mode --register walker"
+    )
     for name in ("resume", "eval", "report"):
         assert project.get_entry_point(name).compute_command({"run": "r", "seed": "3"}, None) == f"python -m polydream {name} r --seed 3"
 
