@@ -14,8 +14,8 @@ EXCLUSIVE = ("act",)
 """Seams that do not merge: at most one class of a combination may own each."""
 
 SEAMS = (
-    "spaces", "build", "build_behaviors", "scales", "prepare", "encode", "context", "latent", "predict", "reconstruct", "view", "act",
-    "imagine", "rewards", "model_losses", "report",
+    "spaces", "build", "build_behaviors", "scales", "prepare", "encode", "context", "latent", "predict", "reconstruct", "view",
+    "view_width", "act", "imagine", "rewards", "model_losses", "report",
 )  # fmt: skip
 """Methods of the base agent that variants override, in the order in which an update meets them."""
 

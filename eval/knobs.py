@@ -1,16 +1,20 @@
-"""Turning every knob that a variant adds: each must change something, and none may be without an explanation."""
+"""Turning every knob that a variant adds: each must change something, and none may be without an explanation.
+
+A combination, or a variant tried under settings, may also refuse a value that it would else take, by a ConfigError that names the
+knob: silence would be a fault.
+"""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from ..core.agent import AgentConfig, Config, Dreamer
-from ..core.config import Leaf, comments, leaves, override, walk
+from ..core.config import ConfigError, Leaf, comments, leaves, override, walk
 from ..core.promises import Promises
 from .trial import Trial, differing
 
@@ -79,10 +83,15 @@ def _turn_any(trial: Trial, group: str, members: list[Leaf], promises: Promises,
 
 def _turn(trial: Trial, leaf: Leaf, promises: Promises, usual: dict[str, dict[str, Tensor]]) -> list[str]:
     beside = promises.beside.get(leaf.path, {})
-    start = _set(trial.cfg, beside)
     before = usual.setdefault(repr(sorted(beside.items())), {})
-    if not before:
-        before |= trial.outcome(start)
+    try:
+        start = _set(trial.cfg, beside)
+        if not before:
+            before |= trial.outcome(start)
+    except ConfigError as error:
+        if _answered(trial, error, beside):
+            return []
+        raise
     value = leaves(start)[leaf.path]
     named = promises.turn.get(leaf.path)
     each = named is not None or typing.get_origin(leaf.kind) is Literal
@@ -91,6 +100,9 @@ def _turn(trial: Trial, leaf: Leaf, promises: Promises, usual: dict[str, dict[st
         try:
             changed = bool(differing(before, trial.outcome(override(start, leaf.path, other))))
         except (ValueError, ArithmeticError) as error:  # a guess may be a value that the variant refuses; what it promised may not
+            if _answered(trial, error, [leaf.path]):
+                tried.append(other)
+                continue
             if each:
                 return [f"knob {leaf.path!r} set to {other!r} raises {type(error).__name__}: {error}"]
             failed = f"; {other!r} raises {type(error).__name__}: {error}"
@@ -105,6 +117,12 @@ def _turn(trial: Trial, leaf: Leaf, promises: Promises, usual: dict[str, dict[st
     if not tried:
         return [f"knob {leaf.path!r} ({value!r}) could not be turned: name values for it in promises.turn{failed}"]
     return [f"knob {leaf.path!r} changes nothing: {value!r} and {', '.join(map(repr, tried))} give the same losses, weights and actions"]
+
+
+def _answered(trial: Trial, error: Exception, paths: Iterable[str]) -> bool:
+    """Whether a combination, or a variant under settings, refused a value in so many words: a ConfigError that names a knob."""
+    combined = any(sum(issubclass(base, Dreamer) for base in c.__bases__) > 1 for c in trial.cls.__mro__)
+    return (combined or bool(trial.settings)) and isinstance(error, ConfigError) and any(path in str(error) for path in paths)
 
 
 def _set(cfg: AgentConfig, settings: Mapping[str, Any]) -> AgentConfig:

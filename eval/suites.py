@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import ConfigError, convert, hints, nearest, unknown
+from ..tasks.suites import contents
 from .references import atari
 
 
@@ -229,9 +230,14 @@ def read(path: Path) -> Suite:
     if not path.is_file():
         raise ConfigError(f"there is no suite file {path}")
     try:
-        data = _parse(path)
+        data = contents(path)
     except ValueError as error:
         raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from None
+    return build(data, path)
+
+
+def build(data: Any, path: Path) -> Suite:
+    """A suite from the contents of a file. path: of that file, for errors and as a name."""
     if not isinstance(data, dict) or not isinstance(data.get("tasks"), list) or not data["tasks"]:
         raise ConfigError(f"{path}: a suite is a table of options with a list of `tasks`")
     entries = tuple(Entry(**_fields(Entry, {"task": row} if isinstance(row, str) else row, path)) for row in data["tasks"])
@@ -268,16 +274,3 @@ def _texts(value: Any, path: str, prefix: str = "") -> dict[str, str]:
             words = item if isinstance(item, list) else [item]
             found[f"{prefix}{key}"] = ",".join(str(w).lower() if isinstance(w, bool) else str(w) for w in words)
     return found
-
-
-def _parse(path: Path) -> Any:
-    if path.suffix == ".toml":
-        import tomllib
-
-        return tomllib.loads(path.read_text())
-    import yaml
-
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None

@@ -52,6 +52,10 @@ class Short:
         self.task, self.spec = task, task.spec
         self.clock, self.noise = 0, np.random.default_rng(0)
 
+    def share(self, index: int, count: int) -> None:
+        """Of several tasks, play a part: as the task inside."""
+        self.task.share(index, count)  # type: ignore[attr-defined]
+
     def reset(self, seed: int | None = None) -> Step:
         """Begin an episode."""
         self.clock = 0
@@ -86,7 +90,7 @@ class Trial:
     """One variant on one task, at a small size. make: gives a fresh environment. settings: knobs to set first."""
 
     def __init__(self, cls: type[Dreamer], make: Callable[[], Task], settings: Mapping[str, Any]) -> None:
-        self.cls, self.cfg = cls, small(cls, settings)
+        self.cls, self.cfg, self.settings = cls, small(cls, settings), settings
         self.make: Callable[[], Task] = lambda: Short(make())
         task = make()
         self.spec = task.spec

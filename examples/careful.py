@@ -75,7 +75,7 @@ class Careful(agent.Dreamer):
     def build_behaviors(self) -> dict[str, Behavior]:
         behaviors, cfg = super().build_behaviors(), self.cfg
         main = behaviors["main"]
-        cost = Cost(self.rssm.latent_width, cfg.critic, cfg.limit, cfg.rate)
+        cost = Cost(self.view_width, cfg.critic, cfg.limit, cfg.rate)
         return behaviors | {"main": Constrained(main.policy, {**main.terms(), "cost": cost}, cfg.actor)}
 
     def scales(self) -> dict[str, float]:

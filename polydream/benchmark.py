@@ -124,6 +124,7 @@ def _run(grid: Grid, own: Mapping[str, Any], switches: set[str]) -> int:
     from .eval.summary import write_summary
 
     grid.directory.mkdir(parents=True, exist_ok=True)
+    grid.save()
     if "report_only" in switches:
         print(f"report: {write_summary(grid)}")
         return 0

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import act, floor, growth, rounds, train, update
+from benchmarks import act, floor, growth, rounds, train, update, worlds
 from benchmarks.case import Case, arrays
 from benchmarks.contender import PEERS, Process
 
@@ -170,3 +170,12 @@ def test_a_case_survives_the_command_line_and_everyone_gets_the_same_batch() -> 
     assert first["obs"].shape == (2, 5, 24)
     assert first["stoch"].max() < TINY.classes
     assert math.isclose(abs(first["action"]).max(), 1, rel_tol=0.1)
+
+
+def test_worlds_are_timed_beside_a_single_agent() -> None:
+    found = worlds.measure(TINY, [2], 1)
+    assert list(found) == [0, 2] and all(len(seconds) == 1 for seconds in found.values())
+    single, _, batch = worlds.make(TINY, 0)
+    several, _, wide = worlds.make(TINY, 2)
+    assert several.latent_spaces["deter"].shape == (2 * single.latent_spaces["deter"].shape[0],) == wide["latent", "deter"].shape[2:]
+    assert torch.equal(batch["obs", "vector"], wide["obs", "vector"]), "both learn from the same steps"

@@ -282,6 +282,15 @@ def test_a_task_must_offer_what_is_required() -> None:
         require(type("TimesX", (Times,), {}), replace(VECTOR, obs={"pos": Space(), "hight": Space()}))
 
 
+def test_an_agent_refuses_a_task_before_it_builds_anything() -> None:
+    class Needy(Times):
+        def build(self) -> dict[str, torch.nn.Module]:
+            raise AssertionError("nothing may be built")
+
+    with pytest.raises(ConfigError, match=r"Needy needs 'height' from its task, which offers pos, hight; the nearest is 'hight'"):
+        Needy(replace(VECTOR, obs={"pos": Space(), "hight": Space()}), small(Needy))
+
+
 def test_training_refuses_a_task_without_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     Path("needy.py").write_text(
         "from polydream.core.agent import Dreamer\nfrom polydream.core.promises import Promises\n"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from polydream.core import agent, registry
 from polydream.core.agent import Dreamer
 from polydream.core.behavior import Behavior, Objective
+from polydream.core.config import ConfigError
 from polydream.core.heads import Head, HeadConfig
 from polydream.core.nets import Linear
 from polydream.core.promises import Promises
@@ -403,6 +404,39 @@ def test_every_dead_or_unexplained_knob_is_named() -> None:
         f"knob 'late' changes nothing: 1.0 and 2.0, 0.5, 0.0 {same}",
         "no knob of the group 'spare' changes anything",
     ]
+
+
+class Fussy(Dreamer):
+    """Beside another variant it does not take `kind=double`, and says so."""
+
+    says = "choose plain: kind=double does not go with others"
+
+    def spaces(self, spec: Spec) -> Spec:
+        if self.cfg.kind == "double":  # type: ignore[attr-defined]
+            raise ConfigError(self.says)
+        return super().spaces(spec)
+
+
+def test_a_combination_may_refuse_a_value_by_the_knobs_name_and_not_otherwise() -> None:
+    spared = (*PARTS, "size", "dead", "bare", "words", "probe", "spare")
+    exempt = {k: "" for k in spared if k not in ("learns", "knobs")}
+    promises = Promises(turn={"kind": ("double",)}, beside={"late": {"kind": "double"}}, exempt=exempt)
+    both = type("KnobbyFussy", (Knobby, Fussy), {"promises": promises})
+    assert check_variant(both) == ["knob 'bare' has no comment beside it"]
+    vague = type("Vague", (both,), {"says": "no"})
+    assert check_variant(vague) == ["while turning its knobs it raised ConfigError: no"]
+
+
+def test_one_variant_alone_takes_every_value_that_it_offers() -> None:
+    class Alone(Knobby):
+        promises = Promises(exempt=dict.fromkeys((*OTHERS, "size", "dead", "words", "probe", "spare", "late"), ""))
+
+        def spaces(self, spec: Spec) -> Spec:
+            if self.cfg.kind == "double":
+                raise ConfigError(Fussy.says)
+            return super().spaces(spec)
+
+    assert check_variant(Alone)[1:] == [f"knob 'kind' set to 'double' raises ConfigError: {Fussy.says}"]
 
 
 OTHERS = {name: "" for name in PARTS if name not in ("learns", "knobs")}

@@ -21,7 +21,7 @@ class Aims:
     """The goals of a task: the keys that `spec.goals` names, or all that is visible where it names none."""
 
     def __init__(self, spec: Spec) -> None:
-        self.pairs, self.visible = spec.goals, spec.visible
+        self.pairs, self.visible, self.several = spec.goals, spec.visible, len(spec.tasks) > 1
         self.spaces: dict[str, Space] = {k: spec.obs[k] for k in self.pairs.values()} or spec.visible
         self.imaged = any(s.image for s in self.spaces.values())
 
@@ -45,6 +45,10 @@ class Aims:
         if lost := [k for k in self.pairs if k not in obs]:
             raise KeyError(f"the goal {lost[0]!r} is missing; got {', '.join(obs.keys())}")
         return {achieved: obs[desired] for desired, achieved in self.pairs.items()}
+
+    def kind(self, data: TensorDict) -> Tensor:
+        """Number of the task of steps (*), int64, all 0 where there is but one. Goals are achievements of the same task."""
+        return data["task"].long() if self.several else torch.zeros(data.batch_size, dtype=torch.int64, device=data.device)
 
     def same(self, one: Aim, other: Aim, tolerance: float) -> Tensor:
         """Whether goals (*) fulfil one another, bool: Euclidean over all their keys, pixels from 0 to 1, classes as one-hot."""

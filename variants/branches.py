@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..core.heads import Head, HeadConfig
 from ..core.outputs import Output
+from ..core.specs import Member
 
 
 class Branches(nn.ModuleList):
@@ -32,3 +35,11 @@ def balance(ids: Tensor, tasks: int) -> Tensor:
     """Weights, of mean 1, with which a mean over all steps (*) becomes the unweighted mean over present tasks of their means."""
     counts = torch.bincount(ids.flatten(), minlength=tasks)
     return ids.numel() / ((counts > 0).sum() * counts[ids])
+
+
+def other(tasks: Sequence[Member], ids: Tensor, noise: Tensor) -> Tensor:
+    """For each task number (*) that of another task with the same spaces, or its own where there is none. noise (*): uniform, which one."""
+    alike = [[k for k, b in enumerate(tasks) if k != i and (a.obs, a.action) == (b.obs, b.action)] or [i] for i, a in enumerate(tasks)]
+    counts = torch.tensor([len(row) for row in alike], device=ids.device)
+    table = torch.tensor([row + [0] * (len(tasks) - len(row)) for row in alike], device=ids.device)
+    return table[ids, (noise * counts[ids]).long()]

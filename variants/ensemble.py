@@ -2,73 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core import codec
-from ..core.agent import Config, Dreamer
 from ..core.behavior import Behavior, frozen
 from ..core.config import ConfigError
-from ..core.nets import Linear
 from ..core.normalizer import percentiles
 from ..core.promises import Promises
 from ..core.rng import Draws
+from ..core.rssm import RSSM
 from .disagreement import Disagreement
+from .doubts import doubts
 from .explorer import Explorer, Novelty
+from .kinds import EnsembleAgentConfig as EnsembleAgentConfig
+from .kinds import EnsembleConfig as EnsembleConfig
 from .members import kept
 from .priors import MultiPrior, draw_member
+from .thompson import Thompson
 
 NAME = "disagreement"
 """Of the explorer's reward and of the loss of the heads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnsembleConfig:
-    """What is replicated, and what its uncertainty is used for."""
-
-    kind: Literal["heads", "priors"] = "heads"  # one-step predictors beside the model, or prior heads inside it
-    members: int = 5  # E
-    use: Literal["explore", "pessimism", "measure"] = "explore"  # pay a second policy for it, charge the task policy, or only report it
-    intrinsic: float = 1.0  # explorer: weight of the disagreement advantage
-    extrinsic: float = 0.0  # explorer: weight of what the task policy climbs
-    dreams: float = 0.5  # share of dreams that are the explorer's; 0 leaves no explorer
-    episodes: float = 0.5  # share of training episodes that it acts in; evaluation is always the task policy's
-    until: int = 0  # updates after which the explorer acts and dreams no more; 0 means never
-    pessimism: float = 1.0  # lambda: reward minus lambda times uncertainty
-    stop: float = 0.0  # end dreams where uncertainty exceeds this quantile of the first step out of replay; 0 never does
-    target: Literal["stoch", "deter", "tokens"] = "stoch"  # heads: what they predict of the next step
-    layers: int = 2  # heads: dense units of each
-    units: int = 64  # heads: width of each
-    prior: float = 1.0  # heads: weight of the fixed random networks added to them; 0 leaves them out
-    bootstrap: float = 1.0  # heads: share of the replayed steps that each member is trained on
-    redraw: Literal["dream", "step"] = "dream"  # priors: when another member is drawn
-
-    def __post_init__(self) -> None:
-        if self.stop and self.use == "explore":
-            raise ConfigError("ensemble.stop cuts off what ensemble.use=explore pays for: choose pessimism or measure beside it")
-        if self.members < 1:
-            raise ConfigError(f"ensemble.members must be at least 1, got {self.members}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnsembleAgentConfig(Config):
-    """Knobs of the base agent, and `ensemble`."""
-
-    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-
-
-class Ensemble(Dreamer):
+class Ensemble(Thompson):
     """Plan2Explore (Sekar et al. 2020) and its kin: a reward for, a charge on or a measure of what members disagree about.
 
-    The state carries `explore`, who acts in this dream or episode, and `member`, the prior head it follows.
+    The state carries `explore`, who acts in this dream or episode, and `member`, the prior head or the whole agent it follows.
     """
 
     Config = EnsembleAgentConfig
     cfg: EnsembleAgentConfig
+    exhibits = (doubts,)
     promises = Promises(
         neutral={"ensemble.kind": "heads", "ensemble.use": "measure", "ensemble.stop": 0.0},
         turn={"ensemble.stop": (0.9,)},
@@ -77,19 +43,26 @@ class Ensemble(Dreamer):
             "ensemble.stop": {"ensemble.use": "measure"},
             "ensemble.redraw": {"ensemble.kind": "priors"},
         },
+        exempt={"ensemble.pilot": "says who plays in evaluation, which the kit does not compare", "state/kept": "is for learning only"},
     )
 
     @property
     def explores(self) -> bool:
         """Whether there is an explorer."""
-        return self.cfg.ensemble.use == "explore" and self.cfg.ensemble.dreams > 0
+        e = self.cfg.ensemble
+        return e.use == "explore" and e.dreams > 0 and e.kind != "worlds"
 
     def build(self) -> dict[str, nn.Module]:
         """Adds `disagreement`, or replaces `rssm` by one with several prior heads."""
         nets, e = super().build(), self.cfg.ensemble
+        if e.kind == "worlds":
+            return nets
         tokens: int = nets["encoder"].width  # type: ignore[assignment]
         latent: int = nets["rssm"].latent_width  # type: ignore[assignment]
         if e.kind == "priors":
+            if type(nets["rssm"]) is not RSSM:
+                other = type(nets["rssm"]).__name__
+                raise ConfigError(f"ensemble.kind=priors brings dynamics of its own, and so does another part ({other}): choose heads")
             return nets | {
                 "rssm": MultiPrior(self.cfg.dynamics, self.spec.action_width, tokens, self.cfg.rssm, members=e.members, redraw=e.redraw)
             }
@@ -105,8 +78,8 @@ class Ensemble(Dreamer):
             raise ConfigError(f"ensemble.use=pessimism charges the task's reward, but the policy climbs {', '.join(main.terms())}")
         if not self.explores:
             return behaviors
-        width = next(m.in_features for m in main.policy.modules() if isinstance(m, Linear))
-        return behaviors | {"main": Explorer(main, NAME, Novelty(width, self.cfg.critic), e.intrinsic, e.extrinsic)}
+        novel = Novelty(self.view_width, self.cfg.critic)
+        return behaviors | {"main": Explorer(main, NAME, novel, e.intrinsic, e.extrinsic, super().view_width)}
 
     def scales(self) -> dict[str, float]:
         """The heads share nothing with the rest, so their weight is no matter of taste: 1."""
@@ -133,6 +106,11 @@ class Ensemble(Dreamer):
         """Where there is an explorer, one more feature says whose state it is."""
         seen = super().view(state)
         return torch.cat([seen, state["explore"].unsqueeze(-1).to(seen.dtype)], -1) if self.explores else seen
+
+    @property
+    def view_width(self) -> int:
+        """That feature's on top."""
+        return super().view_width + self.explores
 
     def uncertainty(self, dream: TensorDict) -> Tensor:
         """What members disagree about on the way to each state of a dream (N, H + 1): nats, or the heads' standard deviation.
@@ -183,13 +161,21 @@ class Ensemble(Dreamer):
         return losses | {NAME: loss * ~batch["is_first"][:, 1:]}
 
     def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-        """Adds the mean uncertainty of replayed transitions."""
+        """Adds the mean uncertainty of replayed transitions, and with worlds that about rewards beside that about values."""
         metrics, pictures = super().report(batch, draws)
+        if self.cfg.ensemble.kind == "worlds":
+            metrics["uncertainty/reward"] = self.disputes(self._seen(batch, draws))["reward"].mean()
         return metrics | {"uncertainty": self.measure(batch, draws).mean()}, pictures
 
     @torch.no_grad()
     def measure(self, batch: TensorDict, draws: Draws) -> Tensor:
-        """Uncertainty (B, T) of replayed steps: of the way to each of them from the one before."""
+        """Uncertainty (B, T) of replayed steps: of the way to each of them from the one before; with worlds, of their values."""
+        post = self._seen(batch, draws)
+        return self.disputes(post)["value"] if self.cfg.ensemble.kind == "worlds" else self.uncertainty(post)
+
+    @torch.no_grad()
+    def _seen(self, batch: TensorDict, draws: Draws) -> TensorDict:
+        """States (B, T) of replayed steps, with the actions taken in them."""
         state, data, previous = self.replay_context(batch, 0)
         post = self.rssm.observe(self.encode(data), previous, data["is_first"], state, draws)
-        return self.uncertainty(post.set("action", codec.model_actions(self.spec.action, data["action"])))
+        return post.set("action", codec.model_actions(self.spec.action, data["action"]))

@@ -45,11 +45,11 @@ class Either(Distribution):
 
 
 class Pair(nn.Module):
-    """Two networks of one shape that see (*, F + 1): the last feature says whose row it is, 1 for the explorer's."""
+    """Two networks of one shape that see (*, F): the feature at `place` says whose row it is, 1 for the explorer's, else 0."""
 
-    def __init__(self, ours: nn.Module, theirs: nn.Module) -> None:
+    def __init__(self, ours: nn.Module, theirs: nn.Module, place: int) -> None:
         super().__init__()
-        self.ours, self.theirs = ours, theirs
+        self.ours, self.theirs, self.place = ours, theirs, place
 
     @property
     def action(self) -> Any:
@@ -57,9 +57,9 @@ class Pair(nn.Module):
         return self.ours.action
 
     def forward(self, features: Tensor) -> Any:
-        seen, who = features[..., :-1], features[..., -1] > 0.5
-        ours: Output | dict[str, Output] = self.ours(seen)
-        theirs = self.theirs(seen)
+        who = features[..., self.place] > 0.5
+        ours: Output | dict[str, Output] = self.ours(features)
+        theirs = self.theirs(features)
         if isinstance(ours, dict):
             return {key: Either(ours[key], theirs[key], who) for key in ours}
         return Either(ours, theirs, who)
@@ -86,17 +86,17 @@ class Explorer(Behavior):
     """The behavior `main` and a second one that shares its dreams: every dream is one policy's and trains that one only.
 
     main: the behavior to extend; its networks become the first of each pair. novel: objective of the explorer's own reward.
-    weight, task: what the explorer makes of the novel advantage and of main's.
+    weight, task: what the explorer makes of the novel advantage and of main's. place: of the feature that says whose row it is.
     """
 
-    def __init__(self, main: Behavior, name: str, novel: Objective, weight: float, task: float) -> None:
+    def __init__(self, main: Behavior, name: str, novel: Objective, weight: float, task: float, place: int) -> None:
         objectives = {**main.terms(), name: novel}
         for objective in objectives.values():
             for net in ("critic", "slow"):
-                setattr(objective, net, _pair(getattr(objective, net)))
+                setattr(objective, net, _pair(getattr(objective, net), place))
         super().__init__(main.policy, objectives, main.cfg)
-        self.policy = _pair(main.policy)
-        self.novelty, self.weight, self.task = name, weight, task
+        self.policy = _pair(main.policy, place)
+        self.novelty, self.weight, self.task, self.place = name, weight, task, place
         # Kept as a function: as a module it would be a second owner of the same parameters.
         self.usual: Callable[[Mapping[str, Tensor]], Tensor] = main.combine
 
@@ -109,9 +109,9 @@ class Explorer(Behavior):
         self, features: Tensor, action: TensorDict, gain: Tensor, weight: Tensor, update: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As main's, with the gain of the policy whose dream it is."""
-        explores = features[:, :-1, -1] > 0.5
+        explores = features[:, :-1, self.place] > 0.5
         return super().policy_loss(features, action, torch.where(explores, gain[1], gain[0]), weight, update)
 
 
-def _pair(net: nn.Module) -> Any:
-    return Pair(net, deepcopy(net))
+def _pair(net: nn.Module, place: int) -> Any:
+    return Pair(net, deepcopy(net), place)

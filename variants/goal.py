@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core.agent import Config, Dreamer
-from ..core.behavior import Behavior, Objective
-from ..core.heads import Policy
+from ..core.behavior import Behavior
 from ..core.nets import MLP, Linear
 from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.specs import Spec
 from . import arrival, hindsight
 from .aims import Aim, Aims, choose, glimpse
-from .arrival import GoalObjective
-from .attempts import attempts
+from .attempts import attempts, goals
 from .distance import Distance, pairs
 
 
@@ -67,6 +65,7 @@ class Goal(Dreamer):
 
     Config = GoalAgentConfig
     cfg: GoalAgentConfig
+    exhibits = (goals,)
     promises = Promises(
         neutral={"goal.weight": 0.0},
         turn={"goal.reward": ("distance", "cosine"), "goal.tolerance": (2.0,)},
@@ -90,24 +89,25 @@ class Goal(Dreamer):
         self.goal_width: int = nets["encoder"].width if self.aims.imaged else self.aims.width  # type: ignore[assignment]
         mlp = MLP(nets["rssm"].latent_width, cfg.units, cfg.layers)  # type: ignore[arg-type]
         nets["achieved"] = nn.Sequential(mlp, Linear(mlp.width, self.goal_width))
-        if self.kind == "distance":
-            nets["distance"] = Distance(self.goal_width, cfg.units, cfg.layers)
         if cfg.practice or not self.aims.commands:
             nets["pool"] = hindsight.Pool(self.aims.spaces, cfg.pool)
-        return nets
+        return nets | ({"distance": Distance(self.goal_width, cfg.units, cfg.layers)} if self.kind == "distance" else {})
 
     def build_behaviors(self) -> dict[str, Behavior]:
-        """The policy that acts sees the goal. Replay teaches its critics nothing: another goal was pursued there."""
-        behaviors, cfg, width = super().build_behaviors(), self.cfg.goal, self.rssm.latent_width + self.goal_width
+        """The policy that acts climbs the goal's reward. Replay teaches its critics nothing: another goal was pursued there."""
+        behaviors, cfg = super().build_behaviors(), self.cfg.goal
         if not cfg.weight:
             return behaviors
-        own: Objective = GoalObjective(width, self.cfg.critic, cfg.horizon, cfg.weight, absorbing=self.kind == "match" and not cfg.stay)
-        objectives = {"goal": own} | ({"extrinsic": Objective(width, self.cfg.critic, weight=cfg.extrinsic)} if cfg.extrinsic else {})
-        return behaviors | {"main": Behavior(Policy(width, self.spec.action, self.cfg.actor.policy), objectives, self.cfg.actor)}
+        main, absorbing = behaviors["main"], self.kind == "match" and not cfg.stay
+        own = arrival.GoalObjective(self.view_width, self.cfg.critic, cfg.horizon, cfg.weight, absorbing=absorbing)
+        task = main.terms() if cfg.extrinsic else {}
+        for objective in task.values():
+            objective.weight, objective.replay = cfg.extrinsic, None
+        return behaviors | {"main": Behavior(main.policy, {"goal": own, **task}, main.cfg)}
 
     def scales(self) -> dict[str, float]:
         """Adds achieved, distance and value/goal; what the task's own reward would train goes unless it has a weight."""
-        named, cfg = super().scales(), self.cfg.goal
+        cfg, named = self.cfg.goal, super().scales()
         named |= {"achieved": cfg.fit} | ({"distance": cfg.fit} if self.kind == "distance" else {})
         if not cfg.weight:
             return named
@@ -133,6 +133,10 @@ class Goal(Dreamer):
     def view(self, state: TensorDict) -> Tensor:
         """What actor and critic see, and the goal: (*, F)."""
         return torch.cat([super().view(state), state["goal"]], -1) if self.cfg.goal.weight else super().view(state)
+
+    @property
+    def view_width(self) -> int:
+        return super().view_width + (self.goal_width if self.cfg.goal.weight else 0)
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
         """Adds `goal`: how near each state (N, H + 1) is to the goal of its dream."""
@@ -160,10 +164,9 @@ class Goal(Dreamer):
 
     def arrived(self, state: TensorDict) -> Tensor:
         """Goal reward of states (*) for the goals that they carry: in [0, 1], 1 at the goal."""
-        latent = self.latent(state)
         if self.kind == "cosine":
-            return arrival.cosine(latent, state["goal_latent"])
-        achieved = self.nets["achieved"](latent)
+            return arrival.cosine(self.latent(state), state["goal_latent"])
+        achieved = self.nets["achieved"](self.latent(state))
         if self.kind == "match":
             return arrival.match(achieved, state["goal"], self.cfg.goal.tolerance)
         return arrival.nearness(self.nets["distance"](achieved, state["goal"]))
@@ -182,19 +185,16 @@ class Goal(Dreamer):
 
     def _relabel(self, batch: TensorDict, draws: Draws, learning: bool) -> Aim:
         """Goals of dreams from every replayed step (B, T)."""
-        cfg, now, noise = self.cfg.goal, self.aims.achieved(batch), hindsight.uniform(draws, "goal", 4, *batch.batch_size)
-        shares = (cfg.future, cfg.random, cfg.commanded)
-        index, told, other = hindsight.relabel(batch["is_first"], self.eligible(batch), shares, cfg.ahead, self.aims.commands, noise)
+        cfg, noise = self.cfg.goal, hindsight.uniform(draws, "goal", 4, *batch.batch_size)
         if learning and "pool" in self.nets:
-            self.nets["pool"].add(now, noise[2])  # type: ignore[operator]
-        goal: Aim = {k: v.flatten(0, 1)[index] for k, v in now.items()}
-        goal = choose(told, self.aims.desired(batch), goal) if self.aims.commands else goal
-        return choose(self.aims.same(now, goal, cfg.tolerance), {k: v.flatten(0, 1)[other] for k, v in now.items()}, goal)
+            self.nets["pool"].add(self.aims.achieved(batch), noise[2], self.aims.kind(batch))  # type: ignore[operator]
+        mixture: Any = {"shares": (cfg.future, cfg.random, cfg.commanded), "mean": cfg.ahead, "tolerance": cfg.tolerance}
+        return hindsight.goals(self.aims, batch, self.eligible(batch), noise, **mixture)
 
     def _pursue(self, data: TensorDict, draws: Draws) -> Aim:
         """Goals of episodes (n,): the task's; in training a share is practice, and all of it where the task gives none."""
         which, pick = hindsight.uniform(draws, "goal", 2, *data.batch_size)
-        practised = self.nets["pool"].draw(pick) if "pool" in self.nets else {}  # type: ignore[operator]
-        if not (self.aims.commands and practised and self.training):
-            return self.aims.desired(data) if self.aims.commands else practised
-        return choose((which < self.cfg.goal.practice) & (self.nets["pool"].count > 0), practised, self.aims.desired(data))  # type: ignore[operator]
+        if self.aims.commands and not (self.training and "pool" in self.nets):
+            return self.aims.desired(data)
+        practised, there = self.nets["pool"].draw(pick, self.aims.kind(data))  # type: ignore[operator]
+        return choose((which < self.cfg.goal.practice) & there, practised, self.aims.desired(data)) if self.aims.commands else practised

@@ -21,6 +21,7 @@ from . import pursuits, segments
 from .explorer import Novelty
 from .levels import Manager, Worker
 from .subgoals import Subgoals, closeness
+from .timeline import pursuit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class Hierarchical(Dreamer):
 
     Config = HierarchicalConfig
     cfg: HierarchicalConfig
+    exhibits = (pursuit,)
     promises = Promises(
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
         exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy"),
@@ -88,7 +90,7 @@ class Hierarchical(Dreamer):
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
-        cfg, h, width = self.cfg, self.cfg.hierarchy, self.rssm.latent_width
+        cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, super().view_width, super().build_behaviors()
         code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
         paid = {"extrinsic": Objective(width, self._critic(), weight=h.extrinsic), "novelty": Novelty(width, cfg.critic)}
         paid["novelty"].weight = h.novelty
@@ -96,12 +98,10 @@ class Hierarchical(Dreamer):
         actor = replace(cfg.actor, grad="reinforce")
         policy = Policy(width, code, cfg.actor.policy)
         manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
-        width += cfg.rssm.deter
         weights = {k: w for k, w in {"closeness": h.closeness, "extrinsic": h.task}.items() if w}
-        objectives = {k: Objective(width, cfg.critic, weight=w) for k, w in weights.items()}
-        policy = Policy(width, self.spec.action, cfg.actor.policy)
-        worker = Worker(policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
-        return super().build_behaviors() | {"main": worker, "manager": manager}
+        objectives = {k: Objective(self.view_width, cfg.critic, weight=w) for k, w in weights.items()}
+        worker = Worker(behaviors["main"].policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
+        return behaviors | {"main": worker, "manager": manager}
 
     def _critic(self) -> CriticConfig:
         """The manager's, whose rewards are means of K: the floor of their scale is that of sums."""
@@ -133,6 +133,11 @@ class Hierarchical(Dreamer):
         """What actor and critic see, and the subgoal where the state has one: (*, F + D). The manager's states have none."""
         seen = super().view(state)
         return torch.cat([seen, state["subgoal"]], -1) if "subgoal" in state else seen
+
+    @property
+    def view_width(self) -> int:
+        """Of the worker's states: the subgoal's on top."""
+        return super().view_width + self.cfg.rssm.deter
 
     def act(self, state: TensorDict, draws: Draws) -> TensorDict:
         """Choose the next subgoal where it is due, then let the worker act towards the one in force."""

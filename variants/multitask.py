@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core.agent import Config, Dreamer
-from ..core.behavior import Behavior, Objective
+from ..core.behavior import Behavior
 from ..core.codec import Encoder
-from ..core.heads import Head, Policy
+from ..core.heads import Head
 from ..core.outputs import Output
 from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.rssm import RSSM
 from ..core.specs import Space, Spec
-from .branches import Branches, balance
+from .branches import Branches, balance, other
+from .conflicts import conflicts
 from .embedding import TaskEmbedding, ToldRSSM
-from .padding import Padding, TaskPolicy, owned
+from .padding import Mark, Padding, TaskPolicy, owned
 from .yardstick import TaskObjective, discount
 
 TOLD = "~task"
@@ -57,6 +58,7 @@ class MultiTask(Dreamer):
 
     Config = MultiTaskAgentConfig
     cfg: MultiTaskAgentConfig
+    exhibits = (conflicts,)
     promises = Promises(
         home="suite/world-grid4",
         neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared"},
@@ -67,9 +69,7 @@ class MultiTask(Dreamer):
         """Looks at what the tasks are, and refuses discounts that the continue head does not learn."""
         spec, cfg = super().spaces(spec), self.cfg.multitask
         if cfg.discount == "length" and not self.cfg.critic.contdisc:
-            raise ValueError(
-                "multitask.discount=length needs critic.contdisc: each task's discount is part of what its continuation learns"
-            )
+            raise ValueError("multitask.discount=length needs critic.contdisc: a task's discount is part of what its continuation learns")
         self.tasks, usual = list(spec.tasks.values()), self.cfg.critic.discount
         self.many = len(self.tasks) > 1
         self.reads: frozenset[str] = frozenset(cfg.reads if self.many else ())
@@ -77,7 +77,7 @@ class MultiTask(Dreamer):
         masked = any(t.action.get(k) is None or t.action[k].width < s.width for k, s in spec.action.items() for t in self.tasks)
         # Whether actor and critic must know the number itself: for masks, scales and discounts.
         self.marked = self.many and (masked or cfg.returns == "per_task" or cfg.discount == "length")
-        self.others = [[k for k, other in enumerate(self.tasks) if k != i and _same(t, other)] or [i] for i, t in enumerate(self.tasks)]
+        self.heard = cfg.embedding if "behavior" in self.reads else 0  # by actor and critic, width
         return spec
 
     def build(self) -> dict[str, nn.Module]:
@@ -86,36 +86,33 @@ class MultiTask(Dreamer):
         if not self.many:
             return nets
         nets["padding"] = Padding(self.spec.visible, [t.obs for t in self.tasks])
-        latent: int = nets["rssm"].latent_width  # type: ignore[assignment]
         if self.reads:
             nets["tasks"] = TaskEmbedding(len(self.tasks), told)
         if "encoder" in self.reads:
             nets["encoder"] = Encoder(self.spec.visible | {TOLD: Space(shape=(told,))}, cfg.encoder)
-        if "dynamics" in self.reads:
-            sizes = (cfg.dynamics, self.spec.action_width, nets["encoder"].width, cfg.rssm)
-            nets["rssm"] = ToldRSSM(*sizes, told=told, tell=nets["tasks"].forward)
-        elif "encoder" in self.reads:
-            nets["rssm"] = RSSM(cfg.dynamics, self.spec.action_width, nets["encoder"].width, cfg.rssm)  # type: ignore[arg-type]
-        width = latent + (told if "heads" in self.reads else 0)
+        if self.reads & {"encoder", "dynamics"}:
+            sizes: Any = (cfg.dynamics, self.spec.action_width, nets["encoder"].width, cfg.rssm)
+            nets["rssm"] = ToldRSSM(*sizes, told=told, tell=nets["tasks"].forward) if "dynamics" in self.reads else RSSM(*sizes)
+        nets["encoder"].width += told if "dynamics" in self.reads else 0  # type: ignore[assignment, operator]  # tokens end with it
+        width: int = nets["rssm"].latent_width + (told if "heads" in self.reads else 0)  # type: ignore[assignment, operator]
         for name, head in (("reward", cfg.reward), ("cont", cfg.cont)):
             per_task = cfg.multitask.heads == "per_task"
             nets[name] = Branches(len(self.tasks), width, head) if per_task else Head(width, head)
         return nets
 
     def build_behaviors(self) -> dict[str, Behavior]:
-        """The policy that acts, and its critic, are told the task."""
+        """The policy that acts knows what of the actions is its task's; its critic has scale and discount of the task."""
         behaviors, cfg = super().build_behaviors(), self.cfg
-        if not (self.marked or "behavior" in self.reads):
-            return behaviors
-        width = self.rssm.latent_width + (cfg.multitask.embedding if "behavior" in self.reads else 0) + self.marked
-        replay = None if cfg.multitask.swap else lambda batch: batch["reward"]
+        main, terms = behaviors["main"], behaviors["main"].terms()
+        for objective in terms.values() if self.many and cfg.multitask.swap else ():
+            objective.replay = None
         if not self.marked:
-            objective = Objective(width, cfg.critic, replay=replay)
-            return behaviors | {"main": Behavior(Policy(width, self.spec.action, cfg.actor.policy), {"extrinsic": objective}, cfg.actor)}
-        scales = cfg.multitask.returns == "per_task"
-        own: Objective = TaskObjective(width, cfg.critic, discounts=self.discounts, scales=scales, replay=replay)
-        policy = TaskPolicy(width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks])
-        return behaviors | {"main": Behavior(policy, {"extrinsic": own}, cfg.actor)}
+            return behaviors
+        if usual := terms.get("extrinsic"):
+            own: Any = {"mark": self.mark, "discounts": self.discounts, "scales": cfg.multitask.returns == "per_task"}
+            terms["extrinsic"] = TaskObjective(self.view_width, usual.cfg, weight=usual.weight, replay=usual.replay, **own)
+        policy = TaskPolicy(self.view_width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks], self.mark)
+        return behaviors | {"main": Behavior(policy, terms, main.cfg)}
 
     def scales(self) -> dict[str, float]:
         """Without repval where dreams change their task: they say nothing of the replayed step that they start from."""
@@ -151,23 +148,30 @@ class MultiTask(Dreamer):
         return outputs | {key: owned(outputs[key], padding.of(key, self.ids(data))) for key in padding.names}
 
     def view(self, state: TensorDict) -> Tensor:
-        """Adds the embedding of a state's task and, last, its number."""
+        """Adds the embedding of a state's task, and its number as `mark` has it."""
         parts = [super().view(state)]
         if "behavior" in self.reads:
             # Dreams train actor and critic alone: what they make of the task must not reach its embedding.
             parts.append(self.told(state).detach() if state.get("joined", None) is not None else self.told(state))
         if self.marked:
-            parts.append(state["task"].unsqueeze(-1).float())
+            parts.append(self.mark.write(state["task"]))
         return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+
+    @property
+    def view_width(self) -> int:
+        """The embedding's and the number's on top."""
+        return super().view_width + self.heard + self.marked
+
+    @property
+    def mark(self) -> Mark:
+        """Where the number stands."""
+        return Mark(super().view_width + self.heard, len(self.tasks))
 
     def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
         """Dreams a share of the starts under the number of another task."""
         share, chosen = self.cfg.multitask.swap, draws.uniform("task/swap", 2, *start.batch_size)
         if self.many and share and chosen is not None:
-            own = start["task"]
-            counts = torch.tensor([len(row) for row in self.others], device=own.device)
-            table = torch.tensor([row + [0] * (len(self.tasks) - len(row)) for row in self.others], device=own.device)
-            start = start.copy().set("task", torch.where(chosen[0] < share, table[own, (chosen[1] * counts[own]).long()], own))
+            start = start.copy().set("task", torch.where(chosen[0] < share, other(self.tasks, start["task"], chosen[1]), start["task"]))
         return super().imagine(start, draws)
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
@@ -194,7 +198,3 @@ class MultiTask(Dreamer):
         if "task" not in data:
             raise KeyError(f"a step must say under 'task' which of {', '.join(self.spec.tasks)} it is of")
         return data["task"].long()
-
-
-def _same(one: object, other: object) -> bool:
-    return all(getattr(one, part) == getattr(other, part) for part in ("obs", "action"))

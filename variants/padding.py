@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -101,20 +102,32 @@ class OwnCategorical(Categorical):
         return terms.flatten(terms.ndim - self.dims).sum(-1) if self.dims else terms
 
 
-def unmark(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (*, F + 1) whose last is a task number -> the same with 0 in its place, and the numbers (*)."""
-    return F.pad(features[..., :-1], (0, 1)), features[..., -1].round().long()
+class Mark(NamedTuple):
+    """Where features (*, F) hold the number of their task: as number / tasks in one of them, so that whoever does not know meets no
+    large value."""
+
+    place: int
+    tasks: int
+
+    def write(self, ids: Tensor) -> Tensor:
+        """Numbers (*) -> the feature (*, 1)."""
+        return ids.unsqueeze(-1).float() / self.tasks
+
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (*, F) -> the same with 0 in this one's place, and the numbers (*)."""
+        mark, after = features[..., self.place : self.place + 1], features[..., self.place + 1 :]
+        return torch.cat([features[..., : self.place], torch.zeros_like(mark), after], -1), (mark[..., 0] * self.tasks).round().long()
 
 
 class TaskPolicy(Policy):
-    """A policy of several tasks, (*, F + 1) features of which the last is the task's number, that does what the task knows."""
+    """A policy of several tasks, whose number is among the features (*, F) where `mark` says, that does what the task knows."""
 
-    def __init__(self, inputs: int, action: Mapping[str, Space], cfg: PolicyConfig, own: Sequence[Mapping[str, Space]]) -> None:
+    def __init__(self, inputs: int, action: Mapping[str, Space], cfg: PolicyConfig, own: Sequence[Mapping[str, Space]], mark: Mark) -> None:
         super().__init__(inputs, action, cfg)
-        self.padding = Padding(action, own, values=True)
+        self.padding, self.mark = Padding(action, own, values=True), mark
 
     def forward(self, features: Tensor) -> dict[str, Distribution]:
-        features, ids = unmark(features)
+        features, ids = self.mark.read(features)
         dists = super().forward(features)
         for key in self.padding.names:
             dist, mask = dists[key], self.padding.of(key, ids)

@@ -9,10 +9,10 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core.behavior import CriticConfig, Objective
-from ..core.heads import Head
+from ..core.heads import Head, HeadConfig
 from ..core.normalizer import Normalizer, NormConfig
 from ..core.outputs import Output
-from .padding import unmark
+from .padding import Mark
 
 LEAST = 32
 """Returns of a task in a batch below which its scale stays as it is: percentiles of fewer say little."""
@@ -40,10 +40,14 @@ class TaskNormalizer(nn.ModuleList):
 
 
 class TaskCritic(Head):
-    """A critic whose last feature is the task's number. It does not see it, and its output remembers it as `ids` (*)."""
+    """A critic among whose features is the task's number. It does not see it, and its output remembers it as `ids` (*)."""
+
+    def __init__(self, inputs: int, cfg: HeadConfig, mark: Mark) -> None:
+        super().__init__(inputs, cfg)
+        self.mark = mark
 
     def forward(self, features: Tensor) -> Output:
-        features, ids = unmark(features)
+        features, ids = self.mark.read(features)
         output = super().forward(features)
         output.ids = ids  # type: ignore[attr-defined]
         return output
@@ -52,7 +56,7 @@ class TaskCritic(Head):
 class TaskObjective(Objective):
     """The task's own reward of each row. discounts: of every task, on replayed steps; in dreams the continuation holds them.
 
-    scales: keep a scale of returns for each task instead of one.
+    mark: where features name the task. scales: keep a scale of returns for each task instead of one.
     """
 
     def __init__(
@@ -60,12 +64,14 @@ class TaskObjective(Objective):
         features: int,
         cfg: CriticConfig,
         *,
+        mark: Mark,
         discounts: Sequence[float],
         scales: bool,
         replay: Callable[[TensorDict], Tensor] | None,
+        weight: float = 1.0,
     ) -> None:
-        super().__init__(features, cfg, replay=replay)
-        self.critic, self.slow = TaskCritic(features, cfg.head), TaskCritic(features, cfg.head)
+        super().__init__(features, cfg, weight=weight, replay=replay)
+        self.critic, self.slow = TaskCritic(features, cfg.head, mark), TaskCritic(features, cfg.head, mark)
         self.slow.requires_grad_(False)
         self.scales = scales
         if scales:

@@ -278,7 +278,7 @@ class Walker:
     def act(self, obs: Any, state: Any, *, is_first: np.ndarray, mode: str) -> tuple[dict[str, np.ndarray], None]:
         actions = []
         for row in range(len(is_first)):
-            at, to = ((int(obs[p + "y"][row].argmax()), int(obs[p + "x"][row].argmax())) for p in ("", "goal_"))
+            at, to = ((int(obs[p + "y"][row]), int(obs[p + "x"][row])) for p in ("", "goal_"))
             far = self._far(to)
             moves = [far[at[0] + r, at[1] + c] for r, c in world.MOVES]
             actions.append(int(np.argmin(moves)))
@@ -300,7 +300,7 @@ def test_judging_by_ones_own_goal_whatever_one_was_told() -> None:
     assert goal_grid(tries, 2).shape == (2 * 328, 2 * 328, 3)
     walker = Walker()
     for one in tries:
-        at, to = ((int(one.first[p + "y"].argmax()), int(one.first[p + "x"].argmax())) for p in ("", "goal_"))
+        at, to = ((int(one.first[p + "y"]), int(one.first[p + "x"])) for p in ("", "goal_"))
         assert one.steps == walker._far(to)[at], "a straight walk takes the fewest steps"
     swapped = attempt(Walker(), makers, seed=0, told=[3, 2, 1, 0])
     assert sum(t.reached for t in swapped) <= 1

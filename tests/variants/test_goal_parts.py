@@ -93,13 +93,39 @@ def test_random_goals_are_uniform_over_allowed_steps() -> None:
 
 def test_the_pool_keeps_the_newest() -> None:
     pool = hindsight.Pool({"x": Space(shape=(2,))}, 4)
-    pick = torch.tensor([0.0, 0.5, 0.99])
-    assert pool.draw(pick)["x"].tolist() == [[0.0, 0.0]] * 3
+    pick, kind = torch.tensor([0.0, 0.5, 0.99]), torch.zeros(3, dtype=torch.int64)
+    nothing, there = pool.draw(pick, kind)
+    assert nothing["x"].tolist() == [[0.0, 0.0]] * 3 and not there.any()
     batch = {"x": torch.arange(12.0).reshape(2, 3, 2)}
-    pool.add(batch, pick)
-    assert pool.draw(pick)["x"].tolist() == [[0.0, 1.0], [6.0, 7.0], [10.0, 11.0]]
-    pool.add({"x": batch["x"] + 100}, pick)
+    pool.add(batch, pick, torch.zeros(2, 3, dtype=torch.int64))
+    assert pool.draw(pick, kind)[0]["x"].tolist() == [[0.0, 1.0], [6.0, 7.0], [10.0, 11.0]]
+    pool.add({"x": batch["x"] + 100}, pick, torch.zeros(2, 3, dtype=torch.int64))
     assert pool.state_dict()["goal0"][:, 0].tolist() == [106.0, 110.0, 10.0, 100.0] and int(pool.state_dict()["count"]) == 6
+
+
+def test_the_pool_gives_goals_of_the_task_that_asks() -> None:
+    pool = hindsight.Pool({"x": Space()}, 8)
+    kind = torch.tensor([[0, 0, 0], [1, 1, 1]])
+    pool.add({"x": torch.tensor([[0.0, 1, 2], [10, 11, 12]])}, torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 0.99]), kind)
+    pick = torch.rand(90, generator=torch.Generator().manual_seed(0))
+    given, there = pool.draw(pick, torch.arange(3).repeat(30))
+    assert [sorted(set(given["x"][k::3].tolist())) for k in range(3)] == [[0.0, 1.0, 2.0], [10.0, 11.0, 12.0], [0.0]]
+    assert there.tolist() == [True, True, False] * 30, "of the third task there is nothing yet"
+
+
+def test_a_random_goal_is_of_the_same_task_and_each_allowed_step_of_it_as_likely() -> None:
+    kind = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+    allowed = torch.tensor([[True, True, False, False], [True, True, False, True]])
+    source = torch.full((2, 4), hindsight.RANDOM)
+    left, picked = torch.zeros_like(source), torch.zeros(8, 8)
+    for seed in range(3000):
+        index = hindsight.steps_of(source, left, noise(2, 4), noise(2, 4, seed=seed), allowed, 4.0, kind)
+        picked[torch.arange(8), index.flatten()] += 1 / 3000
+    shares = torch.zeros(8, 8)
+    shares[[0, 5]] = torch.tensor([0.5, 0, 0, 0, 0, 0.5, 0, 0])
+    shares[[1, 2, 4, 7]] = torch.tensor([0, 1 / 3, 0, 0, 1 / 3, 0, 0, 1 / 3])
+    shares[3, 3] = shares[6, 6] = 1  # no step of task 2 may be a goal: each names itself
+    torch.testing.assert_close(picked, shares, rtol=0, atol=0.035)  # 4 standard errors
 
 
 # ---------------------------------------------------------------------------------------------------- distance

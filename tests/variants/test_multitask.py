@@ -22,7 +22,7 @@ from polydream.eval.contract import check_variant
 from polydream.variants.branches import Branches, balance
 from polydream.variants.embedding import TaskEmbedding
 from polydream.variants.multitask import MultiTask, MultiTaskAgentConfig, MultiTaskConfig
-from polydream.variants.padding import OwnCategorical, OwnNormal, Padding, owned
+from polydream.variants.padding import Mark, OwnCategorical, OwnNormal, Padding, owned
 from polydream.variants.yardstick import TaskNormalizer, TaskObjective, discount
 from tests.fixtures import DISCRETE, VECTOR, batch
 
@@ -131,7 +131,7 @@ def test_embeddings_have_length_one_and_are_told_apart() -> None:
 
 def advantages(scale: float) -> torch.Tensor:
     """Of 20 dreams, the first 10 of task 0 with its rewards times `scale`."""
-    objective = TaskObjective(3, CriticConfig(), discounts=(0.9, 0.9), scales=True, replay=None)
+    objective = TaskObjective(3, CriticConfig(), mark=Mark(2, 2), discounts=(0.9, 0.9), scales=True, replay=None)
     generator = torch.Generator().manual_seed(0)
     reward = 50 * torch.randn(20, 7, generator=generator)
     ids = torch.arange(20)[:, None].expand(-1, 7) // 10
@@ -164,7 +164,7 @@ def test_discounts_follow_the_length_of_episodes() -> None:
 
 
 def test_replayed_returns_take_each_tasks_discount() -> None:
-    objective = TaskObjective(3, CriticConfig(lam=0.8), discounts=(0.5, 0.9), scales=False, replay=None)
+    objective = TaskObjective(3, CriticConfig(lam=0.8), mark=Mark(2, 2), discounts=(0.5, 0.9), scales=False, replay=None)
     reward, boot = torch.tensor([[0.0, 1, 2, 3]] * 2), torch.tensor([[5.0, 6, 7, 8]] * 2)
     value = Squared(torch.zeros(2, 4), 0)
     value.ids = torch.tensor([[0] * 4, [1] * 4])  # type: ignore[attr-defined]
