@@ -40,6 +40,7 @@ def gradient_cosines(agent: Any, batch: TensorDict, draws: Draws) -> tuple[Tenso
     The loss of a task is the scaled mean over its own steps; parameters are those of `SHARED` (Yu et al. 2020, "Gradient Surgery for
     Multi-Task Learning", call a negative cosine a conflict).
     """
+    kept = [b.clone() for b in agent.buffers()]  # computing losses with a graph moves normalisers and the like
     with torch.enable_grad():
         state, data, previous = agent.replay_context(batch, 0)
         data = agent.prepare(data, draws)
@@ -55,6 +56,9 @@ def gradient_cosines(agent: Any, batch: TensorDict, draws: Draws) -> tuple[Tenso
             rows.append(
                 torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in zip(grads, parameters, strict=True)])
             )
+    with torch.no_grad():
+        for buffer, before in zip(agent.buffers(), kept, strict=True):
+            buffer.copy_(before)
     unit = torch.nn.functional.normalize(torch.stack(rows).float(), dim=-1)
     return unit @ unit.T, present
 
