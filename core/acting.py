@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .rng import Draws
+from .rng import Asked, Draws, Given
 
 Step = Callable[[TensorDict, TensorDict, Draws], tuple[TensorDict, TensorDict]]
 aten = torch.ops.aten
@@ -60,7 +60,7 @@ class _Traced:
     """The step for one set of shapes."""
 
     def __init__(self, agent: nn.Module, step: Step, data: TensorDict, state: TensorDict, draws: Draws) -> None:
-        self.draws = _Recorded(draws)
+        self.draws = Asked(draws)
         out = step(data, state, self.draws)
         self.batch_size, self.device = data.batch_size, data.device
         self.names = [tuple(_leaves(part)) for part in out]
@@ -82,7 +82,7 @@ class _Traced:
 
         def flat(weights: list[Tensor], data: list[Tensor], state: list[Tensor], noise: list[Tensor]) -> list[Tensor]:
             given = (_filled(part, values) for part, values in zip(like, (data, state), strict=True))
-            arguments = (*given, _Given(self.draws, noise))
+            arguments = (*given, Given(noise, self.draws.modes, self.draws.device))
             out = functional_call(_Called(agent, step), dict(zip(names, weights, strict=True)), arguments)
             return [v for part in out for v in _leaves(part).values()]
 
@@ -128,51 +128,6 @@ class _Called(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         return self.step(*inputs)
-
-
-class _Recorded(Draws):
-    """Draws that remember what they were asked for."""
-
-    def __init__(self, draws: Draws) -> None:
-        super().__init__(draws.root, draws.step, draws.device, draws.modes)
-        self.asked: list[tuple[str, str, tuple[int, ...]]] = []
-        self.values: list[Tensor] = []
-
-    def uniform(self, stream: str, *shape: int) -> Tensor | None:
-        value = super().uniform(stream, *shape)
-        if value is not None:
-            self.asked.append(("uniform", stream, shape))
-            self.values.append(value)
-        return value
-
-    def normal(self, stream: str, *shape: int) -> Tensor:
-        value = super().normal(stream, *shape)
-        self.asked.append(("normal", stream, shape))
-        self.values.append(value)
-        return value
-
-    def again(self, draws: Draws) -> list[Tensor]:
-        """The same questions to other draws."""
-        return [getattr(draws, kind)(stream, *shape) for kind, stream, shape in self.asked]
-
-
-class _Given(Draws):
-    """Draws whose noise is handed in, in the order in which it is asked for."""
-
-    def __init__(self, like: _Recorded, values: list[Tensor]) -> None:
-        super().__init__(like.root, like.step, like.device, like.modes)
-        self.waiting = list(zip(like.asked, values, strict=True))
-
-    def uniform(self, stream: str, *shape: int) -> Tensor | None:
-        return None if stream in self.modes else self._next("uniform", stream, shape)
-
-    def normal(self, stream: str, *shape: int) -> Tensor:
-        return self._next("normal", stream, shape)
-
-    def _next(self, *question: Any) -> Tensor:
-        asked, value = self.waiting.pop(0)
-        assert asked == question, f"a policy step asked for {question} where it had asked for {asked}"
-        return value
 
 
 def _leaves(tree: TensorDict) -> dict[tuple[str, ...], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import torch
@@ -46,3 +46,46 @@ class Draws:
         if stream in self.modes:
             return torch.full(shape, float(self.modes[stream]), device=self.device)
         return torch.randn(shape, generator=self._generator(stream), device=self.device)
+
+
+class Asked(Draws):
+    """Draws as those given, that write down what they are asked for and what they answer. What `modes` replaces is no draw."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__(draws.root, draws.step, draws.device, draws.modes)
+        self.questions: list[tuple[str, str, tuple[int, ...]]] = []  # kind, stream, shape
+        self.values: list[Tensor] = []
+
+    def uniform(self, stream: str, *shape: int) -> Tensor | None:
+        value = super().uniform(stream, *shape)
+        if value is not None:
+            self._note("uniform", stream, shape, value)
+        return value
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        value = super().normal(stream, *shape)
+        if stream not in self.modes:
+            self._note("normal", stream, shape, value)
+        return value
+
+    def _note(self, kind: str, stream: str, shape: tuple[int, ...], value: Tensor) -> None:
+        self.questions.append((kind, stream, shape))
+        self.values.append(value)
+
+    def again(self, draws: Draws) -> list[Tensor]:
+        """The same questions to other draws."""
+        return [getattr(draws, kind)(stream, *shape) for kind, stream, shape in self.questions]
+
+
+class Given(Draws):
+    """Draws that hand out given tensors, in the order in which they are asked for."""
+
+    def __init__(self, values: Sequence[Tensor], modes: Mapping[str, float] | None = None, device: torch.device | str = "cpu") -> None:
+        super().__init__(0, 0, device, modes)
+        self.waiting = list(values)
+
+    def uniform(self, stream: str, *shape: int) -> Tensor | None:
+        return super().uniform(stream, *shape) if stream in self.modes else self.waiting.pop(0)
+
+    def normal(self, stream: str, *shape: int) -> Tensor:
+        return super().normal(stream, *shape) if stream in self.modes else self.waiting.pop(0)

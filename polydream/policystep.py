@@ -22,7 +22,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .core.agent import Dreamer
-from .core.rng import Draws
+from .core.rng import Asked, Draws, Given
 from .core.specs import Space
 
 CALLS = "state/calls"
@@ -52,39 +52,6 @@ class Port(NamedTuple):
     def described(self) -> dict[str, Any]:
         """As the interface file tells it."""
         return {"shape": [*self.shape[: self.axis], "batch", *self.shape[self.axis :]], "dtype": str(self.dtype).removeprefix("torch.")}
-
-
-class _Asked(Draws):
-    """Draws that write down what they are asked for: kind, stream, shape."""
-
-    def __init__(self, modes: Mapping[str, float]) -> None:
-        super().__init__(0, modes=modes)
-        self.questions: list[tuple[str, str, tuple[int, ...]]] = []
-
-    def uniform(self, stream: str, *shape: int) -> Tensor | None:
-        value = super().uniform(stream, *shape)
-        if value is not None:
-            self.questions.append(("uniform", stream, shape))
-        return value
-
-    def normal(self, stream: str, *shape: int) -> Tensor:
-        if stream not in self.modes:
-            self.questions.append(("normal", stream, shape))
-        return super().normal(stream, *shape)
-
-
-class _Given(Draws):
-    """Draws that hand out given tensors, in the order in which they are asked for."""
-
-    def __init__(self, modes: Mapping[str, float], values: list[Tensor]) -> None:
-        super().__init__(0, modes=modes)
-        self.values = values
-
-    def uniform(self, stream: str, *shape: int) -> Tensor | None:
-        return super().uniform(stream, *shape) if stream in self.modes else self.values.pop(0)
-
-    def normal(self, stream: str, *shape: int) -> Tensor:
-        return super().normal(stream, *shape) if stream in self.modes else self.values.pop(0)
 
 
 class PolicyStep(nn.Module):
@@ -122,7 +89,7 @@ class PolicyStep(nn.Module):
             memory.set(path, state[name])
         # What nothing reads is no input, and whatever it is makes no difference.
         values = [noise[k] if k in noise else p.zeros(rows) for k, p in self._draws.items()]
-        action, after = self.agent.policy(data, memory, _Given(self.modes, values))
+        action, after = self.agent.policy(data, memory, Given(values, self.modes))
         spaces = self.agent.spec.action
         return {k: in_units(spaces[k], action[k]) for k in self.action}, self.remembered(after)
 
@@ -159,7 +126,7 @@ class PolicyStep(nn.Module):
         found: list[tuple[Any, Any]] = []
         state = self.agent.initial(rows)
         for begins in (True, False):
-            draws = _Asked(self.modes)
+            draws = Asked(Draws(0, modes=self.modes))
             _, state = self.agent.policy(self.data({}, torch.full((rows,), begins)), state, draws)
             leaves = {k if isinstance(k, tuple) else (k,): v for k, v in state.items(True, True)}
             found.append((draws.questions, {"/".join(path): (path, leaves[path]) for path in sorted(leaves)}))
