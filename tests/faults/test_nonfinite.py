@@ -29,7 +29,7 @@ def poison(trainer: Trainer, place: str, times: int) -> None:
         def batch():  # type: ignore[no-untyped-def]
             found = original()
             if next(left, None) is not None:
-                (found["reward"] if place == "reward" else found["obs", "x"])[0, 3] = float("nan")
+                (found["reward"] if place == "reward" else found["obs", "point"])[0, 3] = float("nan")
             return found
 
         trainer.batches.next = batch  # type: ignore[method-assign]
@@ -55,7 +55,7 @@ def trained(trainer: Trainer, updates: int = 3) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_single_bad_update_leaves_everything_bit_unchanged(place: str, tmp_path: Path) -> None:
-    with Trainer(tiny(tmp_path / "run", steps=10**6)) as trainer:
+    with Trainer(tiny(tmp_path / "run", steps=10**6, task="world/reach")) as trainer:
         trained(trainer)
         tensors, state = checkpoint.agent_tensors(trainer.agent, trainer.optimizer)
         latents = trainer.replay.segments.arrays["latent", "deter"]
@@ -75,7 +75,7 @@ def test_a_single_bad_update_leaves_everything_bit_unchanged(place: str, tmp_pat
 
 @pytest.mark.parametrize("place", PLACES)
 def test_bad_updates_in_a_row_end_the_run_with_a_bundle(place: str, tmp_path: Path) -> None:
-    with Trainer(tiny(tmp_path / "run", steps=10**6, patience=3)) as trainer:
+    with Trainer(tiny(tmp_path / "run", steps=10**6, patience=3, task="world/reach")) as trainer:
         trained(trainer)
         good = trainer.save()
         poison(trainer, place, 100)

@@ -326,6 +326,7 @@ def test_entropy_is_steered_where_it_was_asked_to_be() -> None:
 
 def test_the_kl_is_that_to_the_uniform_code() -> None:
     made = Subgoals(4, groups=2, codes=4, units=8, layers=1, share=0.5, speed=0.1)
+    initialize(made, 0)  # weights are whatever lay in memory until then, and 0 times that may be no number
     torch.nn.init.zeros_(made.encoder[1].weight)
     torch.nn.init.zeros_(made.encoder[1].bias)
     torch.nn.init.zeros_(made.decoder[1].weight)
