@@ -81,9 +81,12 @@ def test_bad_updates_in_a_row_end_the_run_with_a_bundle(place: str, tmp_path: Pa
         poison(trainer, place, 100)
         for _ in range(3):
             trainer.learn()
-        named = {"reward": "batch reward", "observation": "batch obs/point", "loss": "loss opt/loss", "gradient": "gradient of nets.reward"}[
-            place
-        ]
+        named = {
+            "reward": "batch reward",
+            "observation": "batch obs/point",
+            "loss": "loss opt/loss",
+            "gradient": "gradient of nets.reward",
+        }[place]
         with pytest.raises(NonFinite, match=f"4 updates in a row were not finite, first of all {named}") as error:
             trainer.learn()
         assert "\n" not in str(error.value)
