@@ -37,8 +37,11 @@ def row(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     step = max(r["step"] for r in rows)
     window = window_mean(rows)
     finals = {r["mode"]: r for r in rows if r["kind"] == "eval" and r["mode"] != "random"}
-    evaluation = ", ".join(f"{r['return_mean']:.3g} ({mode}, {len(r['returns'])} episodes)" for mode, r in finals.items())
-    random = next((f"{r['return_mean']:.3g}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"), "not played")
+    # The last row of several tasks is their mean, which has no episodes of its own.
+    told = {mode: f"{len(r['returns'])} episodes" if "returns" in r else "mean over tasks" for mode, r in finals.items()}
+    evaluation = ", ".join(f"{r['return_mean']:.3g} ({mode}, {told[mode]})" for mode, r in finals.items())
+    played = [f"{r['return_mean']:.3g}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"]
+    random = played[-1] if played else "not played"
     cells = [
         f"{step:,} steps",
         str(cfg["seed"]),
