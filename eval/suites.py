@@ -227,13 +227,7 @@ def read(path: Path) -> Suite:
 
     Raises ConfigError naming the key for what a suite cannot have.
     """
-    if not path.is_file():
-        raise ConfigError(f"there is no suite file {path}")
-    try:
-        data = contents(path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from None
-    return build(data, path)
+    return build(contents(path), path)
 
 
 def build(data: Any, path: Path) -> Suite:

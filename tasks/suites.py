@@ -79,12 +79,7 @@ def make(name: str, **common: Any) -> Several:
 
 def read(path: Path) -> tuple[Entry, ...]:
     """The tasks of a user's suite. Raises ConfigError naming what a suite cannot have."""
-    if not path.is_file():
-        raise ConfigError(f"there is no suite file {path}")
-    try:
-        data = contents(path)
-    except ValueError as error:
-        raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from None
+    data = contents(path)
     if not isinstance(data, dict) or not isinstance(data.get("tasks"), list) or not data["tasks"]:
         raise ConfigError(f"{path}: a suite is a table with a list of `tasks`")
     _refuse(data, {"tasks"} | BESIDE, path)
@@ -123,17 +118,17 @@ def _refuse(table: Mapping[str, Any], known: set[str], path: Path) -> None:
 
 
 def contents(path: Path) -> Any:
-    """What a .toml or YAML file holds. Raises ValueError where it is neither; YAML tags are refused, nothing is ever executed."""
-    if path.suffix == ".toml":
-        import tomllib
+    """What a suite's .toml or YAML file holds. Raises ConfigError where there is none and where it is neither; tags are refused."""
+    import tomllib
 
-        return tomllib.loads(path.read_text())
     import yaml
 
+    if not path.is_file():
+        raise ConfigError(f"there is no suite file {path}")
     try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+        return tomllib.loads(path.read_text()) if path.suffix == ".toml" else yaml.safe_load(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not readable: {' '.join(str(error).split())}") from None
 
 
 # ---------------------------------------------------------------------------------------------------- spaces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def acted(run: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Train for seconds and keep the run, with what its agent does."""
-    place = HERE / f"schema-{SCHEMA}"
+    place = Path(os.path.relpath(HERE / f"schema-{SCHEMA}"))  # where the project lies has no place in it
     cfg = resolve({"preset": "smoke", "task": "world/fourrooms"}, RUN | SMALL | {"dir": str(place), "save_every": 0})
     with Trainer(cfg) as trainer:
         trainer.run()
