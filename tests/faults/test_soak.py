@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 
@@ -36,7 +37,9 @@ def test_nothing_grows(tmp_path: Path) -> None:
             assert last[1:4] <= warm[1:4], (warm, last)
             assert last[0] - warm[0] < max(20.0, (last[4] - warm[4]) / 10_000), (warm, last)
             assert not stray(tmp_path / "run")
-            assert max(files[len(files) // 2 :]) <= max(files[: len(files) // 2]) + 4, files
+            # How many there are goes up and down with the segments that kept checkpoints share; what leaks moves the median.
+            half = len(files) // 2
+            assert median(files[half:]) <= median(files[half // 2 : half]) + 4, files
             os._exit(0)
 
     code = ended(child(run), 1500)
