@@ -25,7 +25,7 @@ from polydream.core.train import Trainer
 
 from .harness import FULL, child, ended, loadable, record, tiny
 
-BEGIN, HEAL, STEPS = 50, 120, 200  # decisions at which a fault begins, at which it ends where it does so in time, and of the run
+BEGIN, HEAL, STEPS = 50, 120, 200  # decisions at which a fault begins, by which it is noticed and where it can be ends, and of the run
 
 
 class Fault(NamedTuple):
@@ -173,8 +173,7 @@ def play(place: Path, fault: Fault, begin: Callable[[], None], heal: Callable[[]
     if fault.at_start:
         begin()
     with Trainer(cfg) as trainer:
-        original, due = trainer.collect, [] if fault.at_start else ["begin"]
-        due += ["heal"] if fault.heals else []
+        original, due = trainer.collect, ["late"] if fault.at_start else ["begin", "late"]
 
         def collect() -> None:
             original()
@@ -182,21 +181,34 @@ def play(place: Path, fault: Fault, begin: Callable[[], None], heal: Callable[[]
                 due.remove("begin")
                 assert trainer.log.sync(60.0)  # some of it was sent before
                 begin()
-            if "heal" in due and trainer.count.decisions >= HEAL:
-                due.remove("heal")
-                assert not trainer.log.sync(5.0)  # it is tried in vain
-                heal()
+            if "late" in due and trainer.count.decisions >= HEAL:
+                due.remove("late")
+                tried_in_vain(trainer, 5.0 if fault.name == "sqlite locked" else 60.0)
+                if fault.heals:
+                    heal()
 
         trainer.collect = collect  # type: ignore[method-assign]
         trainer.run()
         arrived = trainer.log.close("FINISHED", grace=60.0 if fault.heals else 3.0)
-    said = [str(row["warning"]) for row in read_metrics(place) if row["kind"] == "health"]
+    said = warnings(place)
     assert arrived == fault.heals, said
     warned = sum("MLflow failed" in line for line in said)  # who only waits for sqlite's lock has not failed
     assert (warned == 1 or (warned == 0 and fault.name == "sqlite locked")) and all("\n" not in line for line in said), said
     if not fault.heals:
         heal()
     return trainer.step >= STEPS and loadable(place) and (arrived or resend(place))
+
+
+def warnings(place: Path) -> list[str]:
+    """What the run has said of its health."""
+    return [str(row["warning"]) for row in read_metrics(place) if row["kind"] == "health"]
+
+
+def tried_in_vain(trainer: Trainer, patience: float) -> None:
+    """Nothing more is taken, and within `patience` seconds that is noticed: a request into a hanging server takes its time to fail."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until and not any("MLflow failed" in line for line in warnings(trainer.dir)):
+        assert not trainer.log.sync(1.0)
 
 
 def wanted(place: Path) -> dict[str, list[tuple[int, int, float]]]:
