@@ -47,10 +47,11 @@ types: $(STAMP)
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(ARGS)
 
-# The short lane of the same campaigns is part of `make test`. One process, so that one table comes out at the end. A campaign
-# alone: make faults ONLY=kills, or ONLY="damage hostile"; their names are those of tests/faults/test_*.py.
+# The short lane of the same campaigns is part of `make test`. A campaign alone: make faults ONLY=kills, or ONLY="damage hostile";
+# their names are those of tests/faults/test_*.py. A process that has nothing left takes over from the other.
 faults: $(STAMP)
-	POLYDREAM_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(or $(ONLY:%=tests/faults/test_%.py),tests/faults) $(ARGS)
+	POLYDREAM_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 \
+	    $(or $(ONLY:%=tests/faults/test_%.py),tests/faults) $(ARGS)
 
 install: $(STAMP)
 

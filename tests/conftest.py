@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: two threads of each of several processes are slower
 
@@ -15,3 +16,14 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The fault campaigns (tests/faults) as a table: cases that held, of how many."""
+    ended = [r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", "") == "teardown"]
+    rows = [row for report in ended for name, row in report.user_properties if name == "fault campaign"]
+    if rows:
+        terminalreporter.section(f"faults, {'full' if os.environ.get('POLYDREAM_FAULTS') == 'full' else 'short'} lane")
+        for campaign, held, cases, remark in sorted(rows):
+            terminalreporter.write_line(f"{campaign:70} {held:4} of {cases:4}  {remark}")
+        terminalreporter.write_line(f"{'all of these':70} {sum(r[1] for r in rows):4} of {sum(r[2] for r in rows):4}")

@@ -1,17 +1,17 @@
-"""The table of the campaigns, printed after the tests. `make faults` runs the full lane."""
+"""What a campaign recorded goes with its test's report, so that the table (tests/conftest.py) is whole however many processes play."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+
+import pytest
 
 from . import harness
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line per campaign: cases that held, of how many."""
-    if harness.RESULTS:
-        terminalreporter.section(f"faults, {'full' if harness.FULL else 'short'} lane")
-        for campaign, held, cases, remark in harness.RESULTS:
-            terminalreporter.write_line(f"{campaign:70} {held:4} of {cases:4}  {remark}")
-        held, cases = (sum(row[i] for row in harness.RESULTS) for i in (1, 2))
-        terminalreporter.write_line(f"{'all of these':70} {held:4} of {cases:4}")
+@pytest.fixture(autouse=True)
+def handed_in(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Attach the rows that a test recorded, also where it failed."""
+    yield
+    request.node.user_properties += [("fault campaign", row) for row in harness.RESULTS]
+    harness.RESULTS.clear()
