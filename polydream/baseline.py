@@ -42,7 +42,7 @@ def baseline(argv: Sequence[str]) -> int:
     Methods: sb3-sac (continuous actions), sb3-dqn (discrete actions), sb3-ppo (both). Further options are those of `polydream train`
     about the task, its evaluation and logging. A run cannot be resumed.
     """
-    from .commands import _resolve
+    from .asked import resolved
     from .core.signals import Signals
 
     words = parse(argv)
@@ -53,7 +53,7 @@ def baseline(argv: Sequence[str]) -> int:
     for key in words.flags:
         if not applies(key):
             raise ConfigError(f"--{key} means nothing to {method}: it takes {', '.join(OPTIONS)}")
-    cfg = replace(_resolve(words.flags), variant=method)
+    cfg = replace(resolved(words.flags), variant=method)
     with Signals(cfg.grace):
         directory = learn(cfg)
     print(f"report: {directory / 'report.html'}")

@@ -94,17 +94,17 @@ def _seeds(text: str, suite: Suite) -> tuple[int, ...]:
 
 def _validate(grid: Grid) -> None:
     """Find bad input before the first cell is started: every configuration is put together once, every task made once."""
+    from .asked import known_family, made, resolved
     from .baseline import METHODS
-    from .commands import _family, _made, _resolve
     from .core.config import nearest
 
     grid.suite.require()
     for entry in grid.suite.tasks:
-        _family(entry.task)
+        known_family(entry.task)
     first = [cell for cell in grid.cells if cell.seed == grid.seeds[0]]
     for cell in first:
         if not cell.baseline:
-            _resolve(dict(zip([w[2:] for w in cell.words[1::2]], cell.words[2::2], strict=True)))
+            resolved(dict(zip([w[2:] for w in cell.words[1::2]], cell.words[2::2], strict=True)))
         elif cell.variant not in METHODS:
             raise ConfigError(f"no baseline {cell.variant!r}; did you mean {nearest(cell.variant, METHODS)[0]!r}?")
     from functools import partial
@@ -112,8 +112,8 @@ def _validate(grid: Grid) -> None:
     from .core.launch import make_task
 
     for cell in first[:: len(grid.variants)]:
-        cfg = _resolve({"task": cell.entry.task, **{k: v for k, v in cell.options.items() if k.startswith("env.")}})
-        _made(cfg.task, partial(make_task, cfg)).close()
+        cfg = resolved({"task": cell.entry.task, **{k: v for k, v in cell.options.items() if k.startswith("env.")}})
+        made(cfg.task, partial(make_task, cfg)).close()
 
 
 def _run(grid: Grid, own: Mapping[str, Any], switches: set[str]) -> int:

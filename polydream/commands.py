@@ -8,22 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .asked import as_text, existing, given_options, known_family, made, only_switches_bare, positive, resolved, stored_config
 from .baseline import baseline as baseline
 from .benchmark import benchmark as benchmark
-from .core.config import ConfigError, Failure, convert, describe, difference, leaves, override, to_dict
-from .core.signals import Stopped
+from .core.config import ConfigError, Failure, convert, describe, difference, override, to_dict
 from .export import export as export
 from .flags import explain, filled, known_only, none, one, parse
 
 if TYPE_CHECKING:
     from .core.run import RunConfig
-    from .core.specs import Task
 
 FIXED = ("variant", "profile", "size", "preset", "dir")
 """Options that a run keeps for life."""
-
-LARGEST = 1 << 20
-"""Bytes of the largest config.yaml that is read."""
 
 
 def train(argv: Sequence[str]) -> int:
@@ -34,7 +30,7 @@ def train(argv: Sequence[str]) -> int:
     words = parse(argv, switches=("help", "show_config"))
     none(words.positional)
     switches = {name for name in ("help", "show_config") if convert(bool, words.flags.pop(name, "false") or "true", name)}
-    cfg = _resolve(words.flags)
+    cfg = resolved(words.flags)
     if "help" in switches:
         print(_train_help(cfg))
     elif "show_config" in switches:
@@ -50,7 +46,7 @@ def _run(cfg: RunConfig, resume: Path | None = None) -> None:
     from .core.launch import make_task
     from .core.promises import require
 
-    task = _made(cfg.task, partial(make_task, cfg))  # before a run directory or an MLflow run exists
+    task = made(cfg.task, partial(make_task, cfg))  # before a run directory or an MLflow run exists
     task.close()
     require(registry.variant(cfg.variant), task.spec)
     from .core.checkpoint import CheckpointError
@@ -68,60 +64,6 @@ def _run(cfg: RunConfig, resume: Path | None = None) -> None:
     except (EnvError, NonFinite, OSError) as error:
         raise Failure(str(error)) from error
     print(f"report: {directory / 'report.html'}")
-
-
-def _made(name: str, make: Callable[[], Task]) -> Task:
-    """The task, or an input error where our families do not know the name or an option. What a user's own factory raises stays."""
-    try:
-        return make()
-    except Exception as error:
-        ours = isinstance(error, KeyError | ValueError) or type(error).__module__ == "gymnasium.error"
-        if ":" in name or not ours:
-            raise
-        raise ConfigError(" ".join(str(error.args[0] if error.args else error).split())) from None
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Stopped(number)
-
-
-def _resolve(flags: Mapping[str, str | None]) -> RunConfig:
-    """The configuration that a command line of `train` asks for."""
-    from .core.presets import SELECTIONS, resolve
-
-    selection = filled({key: value for key, value in flags.items() if key in SELECTIONS})
-    if selection.get("task"):
-        _family(selection["task"])
-    _only_switches_bare(resolve(selection), flags)
-    return resolve(selection, _trues(flags, without=SELECTIONS))
-
-
-def _trues(flags: Mapping[str, str | None], without: Sequence[str] = ()) -> dict[str, str]:
-    """Flags as text, a bare flag as true."""
-    return {key: "true" if value is None else value for key, value in flags.items() if key not in without}
-
-
-def _only_switches_bare(cfg: RunConfig, flags: Mapping[str, str | None]) -> None:
-    """Refuse a bare flag that is no switch: `--dir` alone must not mean a folder named true."""
-    present = leaves(cfg)
-    for key, value in flags.items():
-        if value is None and key in present and not isinstance(present[key], bool):
-            raise ConfigError(f"--{key} needs a value")
-
-
-def _family(task: str) -> None:
-    """Refuse a task whose family is not installed, or whose module or factory does not exist, before anything is made."""
-    from .core import registry
-
-    module = task.partition(":")[0] if ":" in task else ""
-    try:
-        registry.lookup("polydream.tasks", task if module else task.partition("/")[0])
-    except KeyError as error:
-        raise ConfigError(f"task {task!r}: {error.args[0]}") from None
-    except ModuleNotFoundError as error:
-        if not error.name or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(f"task {task!r}: no module named {error.name!r} here ({Path.cwd()}) or installed") from None
 
 
 def _yaml(cfg: RunConfig) -> str:
@@ -156,12 +98,12 @@ def _tables() -> dict[str, Mapping[str, Any]]:
 def resume(argv: Sequence[str]) -> int:
     """Continue a run where it stopped: resume RUN_DIR [--any.option VALUE ...]. Changed options are printed."""
     words = parse(argv)
-    directory = _existing(one(words.positional, "run directory"))
+    directory = existing(one(words.positional, "run directory"))
     code = [words.flags.get(key) or "" for key in ("variant", "task")]
     stored = stored_config(directory, code)
     cfg = override(stored, "dir", str(directory))
-    _only_switches_bare(cfg, words.flags)
-    for key, text in _trues(words.flags).items():
+    only_switches_bare(cfg, words.flags)
+    for key, text in as_text(words.flags).items():
         if key in FIXED and text != getattr(stored, key, None):
             raise ConfigError(f"--{key} cannot change in a run that has begun; start a new one with `polydream train`")
         cfg = override(cfg, key, text)
@@ -172,50 +114,17 @@ def resume(argv: Sequence[str]) -> int:
     return 0
 
 
-def stored_config(directory: Path, code: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run directory was made with. Raises ConfigError when it has none or a damaged one.
-
-    code: names of the form `module:name` that the command line repeats; a file alone may not choose what is imported.
-    """
-    import yaml
-
-    path = directory / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(f"{directory} is not a run directory: it has no config.yaml")
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ConfigError(f"{path} is larger than {LARGEST} bytes: no configuration of ours")
-        data = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} is not readable as YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds no configuration")
-    from .core.presets import refuse_code, restore
-
-    refuse_code("task", str(data.get("task", "")), code)
-    return restore(data, code)
-
-
-def _existing(text: str) -> Path:
-    path = Path(text)
-    if not path.exists():
-        raise ConfigError(f"there is no {text}")
-    return path.resolve()
-
-
 def evaluate(argv: Sequence[str]) -> int:
     """Let a trained agent act: eval RUN_DIR_OR_CHECKPOINT [--episodes N] [--seed N] [--mode sample|mode] [--task ID] [--video FILE].
 
     Without options the evaluation of the run itself is repeated: its episodes, its seed, the first of its modes.
     """
     words = parse(argv)
-    path = _existing(one(words.positional, "run directory or checkpoint"))
+    path = existing(one(words.positional, "run directory or checkpoint"))
     kinds = {"episodes": int, "seed": int, "mode": Literal["sample", "mode"], "task": str, "video": str, "variant": str}
-    given = _options(words.flags, kinds)
+    given = given_options(words.flags, kinds)
     if "task" in given:
-        _family(given["task"])
+        known_family(given["task"])
     from .core import checkpoint, presets
     from .core.launch import make_task, prepare_processor
     from .core.player import Player
@@ -229,12 +138,12 @@ def evaluate(argv: Sequence[str]) -> int:
         run = presets.restore(checkpoint.read(path)[1]["config"], code)
     except checkpoint.CheckpointError as error:
         raise ConfigError(str(error)) from None
-    seed, episodes = given.get("seed", run.seed), _positive(given.get("episodes", run.eval.episodes), "episodes")
+    seed, episodes = given.get("seed", run.seed), positive(given.get("episodes", run.eval.episodes), "episodes")
     if "task" not in given:
         presets.refuse_code("task", run.task, ())
     run = replace(run, task=given.get("task", run.task))
     make, mode = partial(make_task, run), given.get("mode", (*run.eval.modes, "sample")[0])
-    _made(run.task, make).close()
+    made(run.task, make).close()
     prepare_processor(run.threads)  # sums depend on how many share them
     player, video = Player(agent, seed_for(seed, "evaluation", 0)), Path(given["video"]) if "video" in given else None
     result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=mode, video=video)
@@ -249,18 +158,6 @@ def evaluate(argv: Sequence[str]) -> int:
     return 0
 
 
-def _positive(number: int, name: str) -> int:
-    if number < 1:
-        raise ConfigError(f"{name} wants a positive number, got {number}")
-    return number
-
-
-def _options(flags: Mapping[str, str | None], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's own options, read by their types; others are refused."""
-    known_only(flags, kinds)
-    return {key: convert(kinds[key], text, key) for key, text in filled(flags).items()}
-
-
 def report(argv: Sequence[str]) -> int:
     """Write the report of a run or of a benchmark: report DIR. Prints where it is.
 
@@ -269,8 +166,8 @@ def report(argv: Sequence[str]) -> int:
     """
     words = parse(argv, switches=("serve",))
     serve = convert(bool, words.flags.pop("serve", "false") or "true", "serve")
-    port = _options(words.flags, {"port": int}).get("port", 8765)
-    directory = _existing(one(words.positional, "run directory"))
+    port = given_options(words.flags, {"port": int}).get("port", 8765)
+    directory = existing(one(words.positional, "run directory"))
     from .eval.grid import CONTENTS, Grid
     from .eval.report import write_report
     from .eval.summary import write_summary
@@ -347,7 +244,7 @@ def check_variant(argv: Sequence[str]) -> int:
     name, flags = one(words.positional, "variant"), filled(words.flags)
     task = flags.pop("task", "")
     if task:
-        _family(task)
+        known_family(task)
     from .core.presets import resolve
     from .eval.contract import check_variant as examine
 
@@ -367,14 +264,14 @@ def check_env(argv: Sequence[str]) -> int:
     """
     words = parse(argv)
     kinds = {"steps": int, "seed": int, "repeat": int, "obs": Literal["vector", "pixels", "both"], "size": int, "camera": int}
-    options = _options(words.flags, kinds)
+    options = given_options(words.flags, kinds)
     name = one(words.positional, "environment")
-    _family(name)
-    steps = _positive(options.pop("steps", 200), "steps")
+    known_family(name)
+    steps = positive(options.pop("steps", 200), "steps")
     from .core import registry
     from .tasks.check import check_task
 
-    task = _made(name, partial(registry.task, name, **options))
+    task = made(name, partial(registry.task, name, **options))
     try:
         problems = check_task(task, steps=steps)
     finally:

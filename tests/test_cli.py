@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from polydream.__main__ import COMMANDS, main
-from polydream.commands import stored_config
+from polydream.asked import stored_config
 from polydream.core.compose import changed_seams
 from polydream.core.config import ConfigError, Option, describe, leaves, to_dict
 from polydream.core.presets import PRESETS, SIZES, resolve

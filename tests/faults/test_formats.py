@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polydream.commands import stored_config
+from polydream.asked import stored_config
 from polydream.core import checkpoint
 from polydream.core.train import Trainer
 from tests.data.checkpoints.freeze import acted

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from polydream.commands import stored_config
+from polydream.asked import stored_config
 from polydream.core import checkpoint, durable
 from polydream.core.archive import ArchiveError
 from polydream.core.config import ConfigError, to_dict
