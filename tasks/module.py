@@ -1,6 +1,6 @@
 """A user's own environment as `my.module:factory`, nothing to register.
 
-The factory (a function or a class) returns a task of ours or a Gymnasium environment:
+The factory (a function or a class) returns a task of ours, a Gymnasium environment or a TorchRL one:
 
     # envs.py
     def corridor(length: int = 8, seed: int = 0): ...
@@ -10,6 +10,7 @@ The factory (a function or a class) returns a task of ours or a Gymnasium enviro
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -43,6 +44,11 @@ def make(path: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size
     if isinstance(made, Task) and isinstance(made.spec, Spec):  # a gymnasium.Env has all five names too
         left.refuse_camera(path)
         return Adapted(made, left, path) if left.repeat > 1 or left.pixels else made
+    if (library := sys.modules.get("torchrl.envs")) and isinstance(made, library.EnvBase):  # else the factory cannot have made one
+        from . import torchrl
+
+        left.refuse_camera(path)
+        return torchrl.wrap(made, left, path)
     return _from_gymnasium(made, factory, {**handled, **options}, left, path)
 
 
@@ -64,7 +70,7 @@ def _from_gymnasium(made: Any, factory: Callable[..., Any], given: dict[str, Any
     if not isinstance(made, gymnasium.Env):
         missing = [name for name in ("spec", "reset", "step", "render", "close") if not hasattr(made, name)]
         lack = f"lacks {', '.join(missing)}" if missing else "has no polydream.core.specs.Spec as its spec"
-        raise TypeError(f"{path} returned a {type(made).__name__}: neither a gymnasium.Env nor a task (it {lack})")
+        raise TypeError(f"{path} returned a {type(made).__name__}: no gymnasium.Env, no torchrl EnvBase and no task (it {lack})")
     left.refuse_camera(path)
     taken, free = _parameters(factory)
     settable = made.render_mode is None and "render_mode" not in given and (free or "render_mode" in taken)

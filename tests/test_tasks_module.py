@@ -130,7 +130,7 @@ def test_pictures_of_a_gymnasium_environment(mine):
     [
         ("chain", {"lenght": 3}, TypeError, "own_envs:chain takes no option 'lenght'; did you mean length"),
         ("chian", {}, KeyError, "did you mean 'chain'"),
-        ("number", {}, TypeError, "returned a int: neither a gymnasium.Env nor a task"),
+        ("number", {}, TypeError, "returned a int: no gymnasium.Env, no torchrl EnvBase and no task"),
         ("word", {}, TypeError, "is a str, not a function or class"),
         ("chain", {"camera": 1}, ValueError, "no cameras"),
         ("Ramp", {"camera": 1}, ValueError, "no cameras"),
