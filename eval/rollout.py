@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ..core.specs import FLAGS, Spec, Step, Task
 from .video import Film
 
 Mode = Literal["sample", "mode"]
-CURE = "where there is no display, set MUJOCO_GL=egl (or osmesa); without videos: --eval.video false"
+DISPLAY, WITHOUT = "where there is no display, set MUJOCO_GL=egl (or osmesa)", "without videos: --eval.video false"
 
 
 class Player(Protocol):
@@ -232,5 +231,5 @@ class _Camera:
         self._film.discard()
         self._film = None
         reason = (str(error).strip() or "no reason given").splitlines()[0]
-        self.warnings.append(f"no evaluation video: {type(error).__name__}: {reason[:200]}; {CURE}")
-        warnings.warn(self.warnings[-1], RuntimeWarning, stacklevel=3)
+        cure = WITHOUT if "has no picture" in reason else f"{DISPLAY}; {WITHOUT}"
+        self.warnings.append(f"no evaluation video: {type(error).__name__}: {reason[:200]}; {cure}")

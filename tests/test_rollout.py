@@ -169,13 +169,13 @@ def test_video_of_the_first_episode(tmp_path: Path) -> None:
 
 
 def test_a_failing_camera_costs_one_warning(tmp_path: Path) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is told once, by whoever plays
         result = evaluate(Always(), lambda: Counter(broken=True), episodes=3, seed=3, video=tmp_path / "eval.mp4")
     plain = evaluate(Always(), Counter, episodes=3, seed=3)
     assert result.returns == plain.returns
     assert result.video is None
-    assert len(caught) == len(result.warnings) == 1
+    assert len(result.warnings) == 1
     assert "gladLoadGL error; " in result.warnings[0]
     assert "MUJOCO_GL=egl" in result.warnings[0]
     assert list(tmp_path.iterdir()) == []
