@@ -147,10 +147,10 @@ def wait_for(port: int) -> None:
     raise AssertionError("the server did not begin")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
-    """A real MLflow server: its port and its database."""
-    home, port = tmp_path_factory.mktemp("server"), free_port()
+@contextmanager
+def mlflow_server(home: Path) -> Iterator[tuple[int, Path]]:
+    """A real MLflow server that lives in a folder: its port and its database."""
+    port = free_port()
     words = ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "artifacts")]
     command = [sys.executable, "-m", "mlflow", "server", *words, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -162,6 +162,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """One for all server faults."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as there:
+        yield there
 
 
 # ------------------------------------------------------------------------------------------------ the campaign
