@@ -117,10 +117,11 @@ def overview(cfg: RunConfig, agent: Dreamer, device: torch.device, directory: Pa
     sizes = parameters(agent)
     memory, disk = Replay.predicted_bytes(spec, agent.latent_spaces, cfg.replay)
     rate = cfg.ratio / (cfg.batch * cfg.length)
+    ahead = f", stepped {cfg.env.ahead} ahead of the learner" if cfg.env.ahead else ""
     idle = " (a GPU is present but not used)" if device.type == "cpu" and torch.cuda.is_available() else ""
     return {
         "variant": f"{cfg.variant} (profile {cfg.profile}, size {cfg.size}, preset {cfg.preset})",
-        "task": f"{cfg.task}, {cfg.env.count} environment{'s' if cfg.env.count > 1 else ''}, action repeat {spec.repeat}",
+        "task": f"{cfg.task}, {cfg.env.count} environment{'s' if cfg.env.count > 1 else ''}, action repeat {spec.repeat}{ahead}",
         "observations": {k: _describe(s) for k, s in spec.obs.items()},
         "actions": {k: _describe(s) for k, s in spec.action.items()},
         "parameters": sizes | {"total": sum(sizes.values())},

@@ -20,6 +20,7 @@ class EnvConfig:
 
     count: int = 1  # environments stepped together
     processes: bool = False  # each environment in a worker process instead of in this one
+    ahead: int = 0  # steps that every environment takes, in a worker process, while updates run; 0 steps and learns in turn
     repeat: int = 0  # environment steps per decision; 0 takes the family's usual value (2 for dmc, 1 elsewhere)
     obs: Literal["vector", "pixels", "both"] = "vector"
     size: int = 64  # pixels are size x size x 3
@@ -28,6 +29,11 @@ class EnvConfig:
     timeout: float = 60.0  # seconds a worker process may take for one step before it counts as hanging
     restarts: int = 10  # environments that may fail and be started anew, all together, within env.window seconds
     window: float = 600.0
+
+    @property
+    def apart(self) -> bool:
+        """Whether environments live in worker processes: asked for, or because they are stepped while this process learns."""
+        return self.processes or self.ahead > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ class RunConfig:
             "grace": 0,
             "patience": 0,
         }
-        nested = {"env.count": 1, "env.size": 1, "env.repeat": 0, "env.timeout": 0, "env.restarts": 0, "env.window": 0}
+        nested = {"env.count": 1, "env.size": 1, "env.repeat": 0, "env.ahead": 0, "env.timeout": 0, "env.restarts": 0, "env.window": 0}
         nested |= {"eval.every": 0, "eval.episodes": 1, "eval.baseline": 0, "log.every": 1, "log.report": 0, "log.trace": 0}
         for name, low in (lowest | nested).items():
             value = attrgetter(name)(self)

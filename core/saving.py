@@ -82,7 +82,7 @@ def _version(path: Path) -> int | None:
 def capture(trainer: Trainer) -> tuple[Groups, dict[str, Any]]:
     """Copies of everything that decides how a run goes on, the replay's contents aside."""
     tensors, optimizer = checkpoint.agent_tensors(trainer.agent, trainer.optimizer)
-    tensors["acting"] = {k if isinstance(k, str) else "/".join(k): v for k, v in trainer.state.items(True, True)}
+    tensors["acting"] = {k if isinstance(k, str) else "/".join(k): v for k, v in trainer.collector.state.items(True, True)}
     # A batch that is being prepared was already chosen: it belongs to the state of the run.
     tensors["prepared"] = trainer.batches.state_dict()
     rows = trainer.metrics
@@ -93,7 +93,7 @@ def capture(trainer: Trainer) -> tuple[Groups, dict[str, Any]]:
         "counters": vars(trainer.count),
         "ratio": trainer.ratio.state_dict(),
         "envs": trainer.envs.get_state(),
-        "actions": trainer.actions,
+        "actions": trainer.collector.actions,
         "scores": trainer.scores,
         "lengths": trainer.lengths,
         "generators": generators(),
@@ -136,12 +136,12 @@ def restore(trainer: Trainer, say: Callable[[str], None] = print) -> None:
     checkpoint.restore_agent(trainer.agent, trainer.optimizer, groups, state["optimizer"])
     trainer.count = type(trainer.count)(**state["counters"])
     trainer.ratio.load_state_dict(state["ratio"])
-    trainer.actions = state["actions"]
+    trainer.collector.actions = state["actions"]
     trainer.scores, trainer.lengths = state["scores"], state["lengths"]
     trainer.batches.load_state_dict({k: v.to(trainer.device) for k, v in groups["prepared"].items()})
-    trainer.state = TensorDict({}, [trainer.cfg.env.count], device=trainer.device)
+    acting = trainer.collector.state = TensorDict({}, [trainer.cfg.env.count], device=trainer.device)
     for key, value in groups["acting"].items():
-        trainer.state[tuple(key.split("/"))] = value.to(trainer.device)
+        acting[tuple(key.split("/"))] = value.to(trainer.device)
     names = list(groups["metrics"])
     count = len(groups["metrics"][names[0]]) if names else 0
     trainer.metrics = [{k: groups["metrics"][k][i] for k in names} for i in range(count)]

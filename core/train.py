@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +13,13 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 
 from . import checkpoint, reporting, saving
 from .agent import Dreamer
+from .collector import Collector, Row, stored
 from .config import to_dict
 from .faults import Faults, Telling
+from .flight import Flight
 from .guard import Guard
 from .health import Health
 from .heldout import Heldout
@@ -84,41 +85,50 @@ class Trainer:
         self.device = choose_device(cfg.device)
         prepare_processor(cfg.threads)
         self.exits = ExitStack()
+        self.flight: Flight | None = None
         self.make_task = partial(make_task, cfg)
         self.envs = self.exits.enter_context(
             Vector(
                 [partial(make_task, cfg, i, cfg.env.count) for i in range(cfg.env.count)],
                 seed=cfg.seed,
-                processes=cfg.env.processes,
+                processes=cfg.env.apart,
                 timeout=cfg.env.timeout,
             )
         )
         self.spec: Spec = self.envs.spec
-        self.agent: Dreamer = make_agent(cfg, self.spec).to(self.device)
-        self.agent.accelerate(cfg.precision, cfg.compile)
+        self.agent = self._made()
         self.optimizer = self.agent.optimizer()
         refuse_too_large(cfg, self.agent.spec, self.agent.latent_spaces, resume or run_path(cfg))
         # From here on there are traces: whatever was asked for can be had.
         self.dir = resume or run_directory(cfg)
         self._settle()
+        # Beside learning acts a copy, which a flight brings up to date.
+        self.collector = Collector(cfg, self.envs, self._made() if cfg.env.ahead else self.agent, self.guard)
+        if cfg.env.ahead:
+            self.flight = self.exits.enter_context(Flight(self.collector, self.agent, cfg.env.ahead, self._warn))
         self.count = Counters()
-        self.state = self.agent.initial(cfg.env.count)
-        self.actions: dict[str, np.ndarray] | None = None
         self.scores, self.lengths = np.zeros(cfg.env.count), np.zeros(cfg.env.count, np.int64)
         self.metrics: list[dict[str, torch.Tensor]] = []
         self.best: float | None = None  # mean return of the best evaluation so far
         self.saved = time.monotonic()
+        self.warm = cfg.compile == "none"  # nothing is left to compile: tracing patches torch for all threads
         self.sound = True  # between two iterations, where the state is whole
         self.progress: Progress | None = None
         if resume:
             saving.restore(self)
 
+    def _made(self) -> Dreamer:
+        """The agent of this run as it begins."""
+        agent = make_agent(self.cfg, self.spec).to(self.device)
+        agent.accelerate(self.cfg.precision, self.cfg.compile)
+        return agent
+
     def _settle(self) -> None:
         """Everything that lives in the run directory or feeds on what does."""
         cfg = self.cfg
         self.lock = Lock(self.dir)
-        self.faults = self.envs.faults = Faults(cfg.env.restarts, cfg.env.window, self.dir, lambda text: self._warn([text]))
-        self.guard = Guard(cfg.patience, self.dir, lambda text: self._warn([text]))
+        self.faults = self.envs.faults = Faults(cfg.env.restarts, cfg.env.window, self.dir, self._say)
+        self.guard = Guard(cfg.patience, self.dir, self._say)
         self.replay = Replay(
             self.agent.spec,
             self.agent.latent_spaces,
@@ -163,19 +173,31 @@ class Trainer:
                 self.collect()
                 for _ in range(self._due()):
                     self.learn()
+                self.land()
                 self.sound = True
             self.save()
         return self.dir
 
     def collect(self) -> None:
-        """One step of every environment: act on what was seen last, store what came back with the next action."""
-        steps = self.envs.step(self.actions)
-        for i in self.envs.broken:
+        """One step of every environment: act on what was seen last, store what came back with the next action.
+
+        With `env.ahead` so many steps begin here, beside the updates due before them, and `land` stores them.
+        """
+        if self.flight:
+            self.flight.start(self.count.rows, self.count.decisions, beside=self.warm)
+        else:
+            self._store(self.collector.step(self.count.rows, self.count.decisions))
+
+    def land(self) -> None:
+        """Store what was collected beside the updates."""
+        for row in self.flight.land() if self.flight else []:
+            self._store(row)
+
+    def _store(self, row: Row) -> None:
+        for i in row.broken:
             self.replay.close_episode(i)
-        actions, latents = self._decide(steps)
-        self.replay.add({**steps, "action": actions, "latent": latents})
-        self.actions = actions
-        self._account(steps)
+        self.replay.add({**row.steps, "action": row.actions, "latent": row.latents})
+        self._account(row)
 
     def learn(self) -> None:
         """One update on one replayed batch; the fresh latents go back to the replay."""
@@ -188,46 +210,17 @@ class Trainer:
         if not self.guard.watch(self.agent, batch, metrics, self.count.updates):
             return
         trained = batch["stepid"][:, self.cfg.replay.context :]
-        self.replay.write(trained, self._stored(latents))
+        self.replay.write(trained, stored(latents))
         if self.cfg.replay.sampler == "priority":
             self.replay.prioritise(trained, latents["priority"])
         self.metrics.append(metrics)
+        self.warm = True
 
-    def _decide(self, steps: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Actions of all environments and the latents they were chosen in. Episode ends get no action: it is stored as zero."""
-        n = self.cfg.env.count
-        arrays = {k: v for k, v in steps.items() if k not in ("reward",)}
-        data = TensorDict({k: _tensors(v, self.device) for k, v in arrays.items()}, [n], device=self.device)
-        draws = Draws(seed_for(self.cfg.seed, "acting", 0), self.count.rows, self.device)
-        chosen, self.state = self.agent.policy(data, self.state, draws)
-        actions = {k: v.cpu().numpy() for k, v in chosen.items()}
-        if self.count.decisions < self.cfg.random:
-            actions = self._random_actions()
-        if not self.guard.sound(actions, self.state):
-            self.state = self.agent.initial(n)
-            actions = self._random_actions()
-        for key, value in actions.items():
-            actions[key] = np.where(steps["is_last"].reshape(-1, *[1] * (value.ndim - 1)), np.zeros_like(value), value)
-        return actions, {k: v.cpu().numpy() for k, v in self._stored(self.state).items()}
-
-    def _random_actions(self) -> dict[str, np.ndarray]:
-        """Uniform over the action spaces, and what the agent will believe to have done."""
-        from .codec import model_actions
-
-        rng = np.random.default_rng(seed_for(self.cfg.seed, "random", self.count.rows))
-        actions = self.spec.random_action(rng, self.cfg.env.count)
-        told = TensorDict({k: torch.as_tensor(v, device=self.device) for k, v in actions.items()}, [self.cfg.env.count])
-        self.state["action"] = model_actions(self.spec.action, told)
-        return actions
-
-    def _stored(self, state: TensorDict) -> dict[str, torch.Tensor]:
-        """Latents as the replay keeps them: class indices instead of one-hot."""
-        return {"deter": state["deter"], "stoch": state["stoch"].argmax(-1)}
-
-    def _account(self, steps: Mapping[str, Any]) -> None:
+    def _account(self, row: Row) -> None:
         """Count steps and write down finished episodes."""
+        steps = row.steps
         self.count.rows += self.cfg.env.count
-        self.count.decisions += int((~steps["is_first"]).sum())
+        self.count.decisions += row.decisions
         self.scores = np.where(steps["is_first"], 0.0, self.scores) + steps["reward"]
         self.lengths = np.where(steps["is_first"], 0, self.lengths + 1)
         for i in np.flatnonzero(steps["is_last"]):
@@ -264,6 +257,13 @@ class Trainer:
             pauses = {"save_pause": self.saver.pause, "save_time": self.saver.took}
             self.log.scalars(self.step, self.progress.speeds() | memory(self.device) | pauses | trouble, "speed")
         self._warn(self.health.check(means))
+
+    def _say(self, text: str) -> None:
+        """Warn of what was met in collecting or learning, in whichever thread."""
+        if self.flight:
+            self.flight.tell(text)
+        else:
+            self._warn([text])
 
     def _warn(self, warnings: list[str]) -> None:
         for text in warnings:
@@ -390,9 +390,3 @@ class Trainer:
     def _write_report(self) -> None:
         if self.judge is not None and self.count.updates:
             self.log.artifact(self.judge.report(self.dir))
-
-
-def _tensors(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _tensors(v, device) for k, v in value.items()}
-    return torch.as_tensor(value, device=device)

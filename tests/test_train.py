@@ -129,10 +129,10 @@ def test_random_first_decisions_are_uniform_and_known_to_the_agent(tmp_path: Pat
         chosen = []
         for _ in range(300):
             trainer.collect()
-            assert trainer.actions is not None
-            chosen.append(int(trainer.actions["action"][0]))
+            assert trainer.collector.actions is not None
+            chosen.append(int(trainer.collector.actions["action"][0]))
             if not trainer.envs._over[0]:
-                assert int(trainer.state["action", "action"][0].argmax()) == chosen[-1]
+                assert int(trainer.collector.state["action", "action"][0].argmax()) == chosen[-1]
     arms = trainer.spec.action["action"].classes or 1
     free = chosen[::2]  # every other row ends an episode and has no action
     assert len(set(free)) == arms and max(np.bincount(free)) < 2.5 * len(free) / arms

@@ -123,7 +123,7 @@ def test_an_action_that_is_not_finite_is_never_taken(times: int, tmp_path: Path)
         if times == 1:
             trainer.collect()
             trainer.collect()
-            assert trainer.guard.acted == 1 and bool(torch.isfinite(trainer.state["deter"]).all())
+            assert trainer.guard.acted == 1 and bool(torch.isfinite(trainer.collector.state["deter"]).all())
             assert bool(torch.isfinite(torch.from_numpy(trainer.replay.segments.arrays["latent", "deter"])).all())
         else:
             with pytest.raises(NonFinite, match="4 decisions in a row"):
