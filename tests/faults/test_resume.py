@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,9 +33,13 @@ def play(cfg, out: Path, resume: bool = False, until: int = 0) -> None:  # type:
         out.write_text(contents(trainer))
 
 
-@pytest.mark.parametrize("variant", sorted(registered("polydream.variants")))
-def test_a_stopped_run_is_bit_equal_to_one_never_stopped(variant: str, tmp_path: Path) -> None:
-    whole = tiny(tmp_path / "whole", variant=variant, **OPTIONS)
+CASES: dict[str, dict[str, Any]] = {name: {"variant": name} for name in sorted(registered("polydream.variants"))}
+CASES["beside learning"] = {"env__ahead": 3, "env__count": 1}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_stopped_run_is_bit_equal_to_one_never_stopped(case: str, tmp_path: Path) -> None:
+    whole = tiny(tmp_path / "whole", **OPTIONS | CASES[case])
     assert ended(child(lambda: play(whole, tmp_path / "whole.txt"))) == 0
     points = [20 + 13 * i for i in range(lane(10, 2))]
     held = 0
@@ -44,7 +49,7 @@ def test_a_stopped_run_is_bit_equal_to_one_never_stopped(variant: str, tmp_path:
         assert ended(child(lambda part=part: play(part, tmp_path / "got.txt", resume=True))) == 0  # type: ignore[misc]
         same = (tmp_path / "got.txt").read_text() == (tmp_path / "whole.txt").read_text()
         held += same and same_rows(rows(tmp_path / "whole"), rows(tmp_path / str(point)))
-    record(f"bit-exact resume, {variant}", held, len(points))
+    record(f"bit-exact resume, {case}", held, len(points))
     assert held == len(points)
 
 

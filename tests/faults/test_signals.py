@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 PHASES = {  # phase -> the call during which the signal comes, and how often it was called before
     "prefill": ("collect", 5),
     "collect": ("collect", 60),
+    "flight": ("step", 60),
     "update": ("learn", 3),
     "evaluate": ("evaluate", 1),
     "video": ("add", 5),
@@ -58,13 +59,14 @@ def test_sigterm_saves_and_ends_in_every_phase(phase: str, tmp_path: Path) -> No
 
         def run(case: int = case, place: Path = place) -> None:
             more: dict[str, Any] = {"compile": "steps", "grace": 300.0} if phase == "compile" else {"eval__video": phase == "video"}
+            more["env__ahead"] = 3 if phase == "flight" else 0  # steps are taken by a thread then, updates made meanwhile
             cfg = tiny(place, steps=100 + 10 * case, eval__every=40, log__report=40, eval__episodes=1, save_every=0.2, **more)
             judge = Judge()
             with Signals(cfg.grace) as signals, Trainer(cfg, judge, signals=signals) as trainer:
                 method, after = PHASES[phase]
                 owner: Any = judge if hasattr(judge, method) else trainer.log if method == "close" else trainer
-                owner = Film if method == "add" else owner
-                interrupted(owner, method, after + case if method in ("collect", "learn") else after)
+                owner = Film if method == "add" else trainer.collector if method == "step" else owner
+                interrupted(owner, method, after + case if method in ("collect", "learn", "step") else after)
                 trainer.run()
 
         code = ended(child(run))
