@@ -59,15 +59,15 @@ def peak(device: str) -> float:
 
 
 class Others:
-    """Cores that other processes used, on average, since this was made."""
+    """Cores that other processes used, on average, since this was made. Workers of this one are none of them."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()
         self.start = self._times()
 
     def _times(self) -> tuple[float, float, float]:
-        whole, own = psutil.cpu_times(), self.process.cpu_times()
-        return time.perf_counter(), sum(whole[:3]) + sum(whole[5:8]), own.user + own.system
+        whole, own = psutil.cpu_times(), [p.cpu_times() for p in (self.process, *self.process.children(recursive=True))]
+        return time.perf_counter(), sum(whole[:3]) + sum(whole[5:8]), sum(t.user + t.system for t in own)
 
     def cores(self) -> float:
         """Mean number of cores so far. Clock ticks are 10 ms, so short spans give rough numbers."""

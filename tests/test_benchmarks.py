@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -78,6 +79,30 @@ def test_train_gives_all_of_the_time_to_some_part(monkeypatch: pytest.MonkeyPatc
     assert found["environment steps"] == 6  # two decisions an update: 2 * 4 replayed steps at 4 a decision
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert all(found["seconds"][part] > 0 for part in train.PARTS)
+
+
+@pytest.mark.slow
+def test_train_compares_runs_that_step_beside_learning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = ["--task", "world/fourrooms", "--updates", "4", "--warmup", "1", "--ratio", "4", "--ahead", "0", "2", "--rounds", "2"]
+    found = result(train, monkeypatch, tmp_path, *small, "--set", "batch=2", "length=4", "agent.dream=2")
+    assert [run["ahead"] for run in found["runs"]] == [0, 0, 2, 2] and all(run["updates"] == 4 for run in found["runs"])
+    turn, beside = found["rows"]
+    assert turn["times as fast"] == 1.0
+    assert beside["environment"] == beside["acting"] == "0.0%", "what happens beside the updates takes none of the learner's time"
+    assert all(run["seconds"]["environment"] > 0 for run in found["runs"][:2]) and found["runs"][2]["seconds"]["waiting"] > 0
+
+
+def test_the_clock_books_nothing_to_other_threads() -> None:
+    loop, done = SimpleNamespace(part=lambda: None), []
+    clock = train.Clock("cpu")
+    clock.wrap(loop, "part", "environment")
+    loop.part = lambda inner=loop.part: done.append(inner())
+    thread = threading.Thread(target=loop.part)
+    thread.start()
+    thread.join()
+    assert done == [None] and "environment" not in clock.read()
+    loop.part()
+    assert clock.read()["environment"] > 0
 
 
 def test_a_mode_that_is_not_there_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
