@@ -28,7 +28,7 @@ class Flight:
         self.collector, self.steps, self.say = collector, steps, say
         # Of one memory with the modules, and with their version counters, by which laid-out weights are known to be old.
         self._own, self._learned = list(collector.agent.state_dict().values()), list(learner.state_dict().values())
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flight")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="flight", initializer=_keep_casts)
         self._pending: Future[list[Row]] | None = None
         self._inside: int | None = None  # the thread that is stepping
         self._told: list[str] = []
@@ -86,3 +86,12 @@ class Flight:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _keep_casts() -> None:
+    """Keep what this thread does from the casts of weights that the learner's autocast remembers.
+
+    Torch remembers them for all threads, and whichever leaves its outermost autocast drops them all: a weight that an update uses
+    twice would be cast twice, and its gradients be added up in another precision. So this thread never leaves its outermost one.
+    """
+    torch.autocast("cpu", enabled=False, cache_enabled=False).__enter__()

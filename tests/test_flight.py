@@ -37,9 +37,10 @@ def ran(place: Path, beside: bool = True, **options: Any) -> str:
 
 
 def test_timing_decides_nothing_and_how_far_ahead_decides_what_is_learned(tmp_path: Path) -> None:
-    beside, waited = ran(tmp_path / "beside", env__ahead=2), ran(tmp_path / "waited", beside=False, env__ahead=2)
+    short: dict[str, Any] = {"env__ahead": 2, "precision": "bfloat16"}  # the harder case: casts of weights are kept for all threads
+    beside, waited = ran(tmp_path / "beside", **short), ran(tmp_path / "waited", beside=False, **short)
     assert beside == waited and same_rows(rows(tmp_path / "beside"), rows(tmp_path / "waited"))
-    assert len({beside, ran(tmp_path / "less", env__ahead=1), ran(tmp_path / "in turn")}) == 3
+    assert len({beside, ran(tmp_path / "less", **short | {"env__ahead": 1}), ran(tmp_path / "in turn", **short | {"env__ahead": 0})}) == 3
 
 
 @pytest.mark.parametrize("ahead", [1, 3])
@@ -130,6 +131,21 @@ def test_environments_are_stepped_while_an_update_is_made(tmp_path: Path) -> Non
         trainer.envs.step, trainer.agent.update = slow, met_by  # type: ignore[method-assign]
         trainer.run()
         assert len(met) == trainer.count.updates - 1 > 30
+
+
+def test_a_flight_leaves_the_learners_casts_alone(tmp_path: Path) -> None:
+    """Torch keeps an autocast's casts for all threads, and any thread that leaves its outermost autocast drops them. A weight that is
+    used twice would then be cast twice, and its gradients summed in another precision."""
+    weight, rows_ = torch.nn.Parameter(torch.ones(4, 4)), torch.ones(2, 4)
+    with Trainer(tiny(tmp_path / "run", env__ahead=1, precision="bfloat16")) as trainer:
+        with torch.autocast("cpu", torch.bfloat16):
+            before = torch.mm(rows_, weight)
+            trainer.collect()
+            trainer.land()
+            after = torch.mm(rows_, weight)
+        assert trainer.count.rows == 1
+    casts = [[n for n, _ in out.grad_fn.next_functions if n] for out in (before, after)]  # type: ignore[union-attr]
+    assert len(casts[0]) == 1 and casts[0][0] is casts[1][0]
 
 
 def test_what_a_flight_says_is_told_when_it_lands(tmp_path: Path) -> None:
