@@ -34,7 +34,7 @@ def play(cfg, out: Path, resume: bool = False, until: int = 0) -> None:  # type:
 
 
 CASES: dict[str, dict[str, Any]] = {name: {"variant": name} for name in sorted(registered("polydream.variants"))}
-CASES["beside learning"] = {"env__ahead": 3, "env__count": 1}
+CASES["beside learning"] = {"env__ahead": 3, "env__count": 1, "env__timeout": 600.0}
 
 
 @pytest.mark.parametrize("case", CASES)
