@@ -25,9 +25,7 @@ class Flight:
     """
 
     def __init__(self, collector: Collector, learner: nn.Module, steps: int, say: Callable[[list[str]], None]) -> None:
-        self.collector, self.steps, self.say = collector, steps, say
-        # Of one memory with the modules, and with their version counters, by which laid-out weights are known to be old.
-        self._own, self._learned = list(collector.agent.state_dict().values()), list(learner.state_dict().values())
+        self.collector, self.learner, self.steps, self.say = collector, learner, steps, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flight", initializer=_keep_casts)
         self._pending: Future[list[Row]] | None = None
         self._inside: int | None = None  # the thread that is stepping
@@ -37,8 +35,10 @@ class Flight:
     def start(self, rows: int, decisions: int, beside: bool = True) -> None:
         """Copy the learner's weights and begin. rows, decisions: how many there were before. beside: whether to return at once;
         without, the flight is over when this returns, and `land` hands over what came of it."""
+        # Of one memory with the modules, and with their version counters, by which laid-out weights are known to be old.
+        own, learned = self.collector.agent.state_dict(), self.learner.state_dict()
         with torch.no_grad():
-            torch._foreach_copy_(self._own, self._learned)
+            torch._foreach_copy_(list(own.values()), list(learned.values()))
         self._pending = self._thread.submit(self._fly, rows, decisions)
         if not beside:
             wait([self._pending])
