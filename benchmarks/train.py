@@ -126,9 +126,10 @@ def run(given: argparse.Namespace, ahead: int = 0) -> dict[str, Any]:
 def compare(given: argparse.Namespace) -> dict[str, Any]:
     """Runs with each of `--ahead` in turn, and one row for each: medians over rounds, and how much faster than the first of a round."""
     runs: dict[int, list[dict[str, Any]]] = {ahead: [] for ahead in given.ahead}
-    for _ in range(given.rounds):
+    for number in range(given.rounds):
         for ahead, found in runs.items():
             found.append(run(given, ahead))
+            print(f"round {number + 1}, ahead {ahead}: {found[-1][SPEEDS[0]]:.3g} updates per second", flush=True)
     first = runs[given.ahead[0]]
     rows = []
     for ahead, found in runs.items():
