@@ -279,12 +279,13 @@ class Dreamer(nn.Module):
         for name, behavior in behaviors.items():
             seen, own = behavior.excerpt(dream, {k: rewards[k] for k in behavior.terms()})
             terms, returns, extra = actor_critic(behavior, self.view(seen), seen["action"], own, seen["cont"], update)
+            if not behavior.awake:
+                terms["policy"] = terms["policy"].detach()
             if self.scales().get("repval"):
                 seen = self.view(post) if self.cfg.repval_grad else self.view(post).detach()
                 terms |= replay_value(behavior, seen, batch, returns, update)
             prefix = "" if name == "main" else f"{name}/"
-            losses |= {prefix + k: v for k, v in terms.items()}
-            metrics |= {prefix + k: v for k, v in extra.items()}
+            losses, metrics = losses | {prefix + k: v for k, v in terms.items()}, metrics | {prefix + k: v for k, v in extra.items()}
         return losses, metrics
 
     @final
@@ -306,7 +307,6 @@ class Dreamer(nn.Module):
                 module.compiled = compiled
 
     def _autocast(self) -> torch.autocast:
-        """Products in the chosen type."""
         return torch.autocast(self.updates.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16)
 
     @final

@@ -176,7 +176,12 @@ class Objective(nn.Module):
 
 
 class Behavior(nn.Module):
-    """One policy and the objectives it is trained on, by the name of their reward."""
+    """One policy and the objectives it is trained on, by the name of their reward.
+
+    awake: whether the policy learns. While it does not, it gets no gradient and the optimizer leaves it where it is.
+    """
+
+    awake = True
 
     def __init__(self, policy: Policy, objectives: Mapping[str, Objective], cfg: ActorConfig) -> None:
         super().__init__()

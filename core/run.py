@@ -82,6 +82,8 @@ class RunConfig:
     threads: int = 0  # CPU threads of the learner; 0 leaves torch's choice
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in updates; norms and losses are float32
     compile: Literal["none", "steps"] = "none"  # steps compiles single steps, norms and acting (under a minute at the first start)
+    start: str = ""  # run or checkpoint whose weights this run begins with; `train --from` sets it and takes over its configuration
+    learn: Literal["all", "heads"] = "all"  # heads: of what was started from, encoder, recurrent model and decoder stay as they are
     dir: str = ""  # run directory; empty means runs/<task>-<variant>-<seed>-<time>
     save_every: float = 300.0  # seconds between checkpoints; 0 saves only at the end and on interrupt
     grace: float = 30.0  # seconds that a run may take to save and end after SIGTERM or Ctrl-C
@@ -111,6 +113,8 @@ class RunConfig:
             value = attrgetter(name)(self)
             if value < low:
                 raise ConfigError(f"{name} must be at least {low}, got {value}")
+        if self.learn == "heads" and not self.start:
+            raise ConfigError("learn=heads leaves the world model as it is, so it needs one that was trained: --from RUN")
         self._check_agent()
 
     def _check_agent(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 
-from . import checkpoint, reporting, saving
+from . import checkpoint, reporting, saving, transfer
 from .agent import Dreamer
 from .collector import Collector, Row, stored
 from .config import to_dict
@@ -26,7 +26,6 @@ from .heldout import Heldout
 from .launch import (
     Judge,
     choose_device,
-    make_agent,
     make_task,
     memory,
     overview,
@@ -96,7 +95,7 @@ class Trainer:
             )
         )
         self.spec: Spec = self.envs.spec
-        self.agent = self._made()
+        self.agent = self._made(fresh=resume is None)
         self.optimizer = self.agent.optimizer()
         refuse_too_large(cfg, self.agent.spec, self.agent.latent_spaces, resume or run_path(cfg))
         # From here on there are traces: whatever was asked for can be had.
@@ -117,9 +116,9 @@ class Trainer:
         if resume:
             saving.restore(self)
 
-    def _made(self) -> Dreamer:
-        """The agent of this run as it begins."""
-        agent = make_agent(self.cfg, self.spec).to(self.device)
+    def _made(self, fresh: bool = False) -> Dreamer:
+        """The agent of this run as it begins. fresh: with the weights that it starts from, where it has any."""
+        agent = transfer.begin(self.cfg, self.spec, fresh).to(self.device)
         agent.accelerate(self.cfg.precision, self.cfg.compile)
         return agent
 

@@ -21,11 +21,37 @@ def resolved(flags: Mapping[str, str | None]) -> RunConfig:
     """The configuration that a command line of `train` asks for."""
     from .core.presets import SELECTIONS, resolve
 
+    if "from" in flags:
+        return continued(flags)
     selection = filled({key: value for key, value in flags.items() if key in SELECTIONS})
     if selection.get("task"):
         known_family(selection["task"])
     only_switches_bare(resolve(selection), flags)
     return resolve(selection, as_text(flags, without=SELECTIONS))
+
+
+def continued(flags: Mapping[str, str | None]) -> RunConfig:
+    """The configuration of `train --from RUN --task NEW`: that of the run, for another task, single options on top."""
+    from .core.checkpoint import CheckpointError
+    from .core.config import override
+    from .core.presets import SELECTIONS
+    from .core.transfer import configuration
+
+    given = filled({key: value for key, value in flags.items() if key in (*SELECTIONS, "from")})
+    if fixed := [key for key in SELECTIONS if key in given and key not in ("task", "suite")]:
+        raise ConfigError(f"--{fixed[0]} is what --from RUN was trained with and cannot change beside it")
+    if ("task" in given) == ("suite" in given):
+        raise ConfigError("--from wants one new task: --task FAMILY/NAME or --suite NAME")
+    task = given["task"] if "task" in given else f"suite/{given['suite']}"
+    known_family(task)
+    try:
+        cfg = configuration(existing(given["from"]), task)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    only_switches_bare(cfg, flags)
+    for key, text in as_text(flags, without=(*SELECTIONS, "from")).items():
+        cfg = override(cfg, key, text)
+    return cfg
 
 
 def as_text(flags: Mapping[str, str | None], without: Sequence[str] = ()) -> dict[str, str]:

@@ -63,7 +63,9 @@ def _run(cfg: RunConfig, resume: Path | None = None) -> None:
         raise ConfigError(str(error)) from None
     except (EnvError, NonFinite, OSError) as error:
         raise Failure(str(error)) from error
-    print(f"report: {directory / 'report.html'}")
+    from .eval.outcome import outcome
+
+    print(f"{outcome(directory)}report: {directory / 'report.html'}")
 
 
 def _yaml(cfg: RunConfig) -> str:

@@ -5,6 +5,7 @@
 | world-grid4 | one 7 x 7 room, four corners that exclude each other |
 | dmc-walker | stand, walk, run: one body |
 | dmc-cartpole | balance, swingup, and both with sparse reward |
+| dmc-cartpole-dense | balance and swingup |
 | dmc-cheetah | run forwards, run backwards |
 | dmc-mixed | cartpole swingup, reacher easy, cheetah run: three bodies |
 
@@ -60,18 +61,23 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     "dmc-cartpole": _dmc(
         ("cartpole_balance", 396), ("cartpole_swingup", 31), ("cartpole_balance_sparse", 0), ("cartpole_swingup_sparse", 0)
     ),
+    "dmc-cartpole-dense": _dmc(("cartpole_balance", 396), ("cartpole_swingup", 31)),
     "dmc-cheetah": (*_dmc(("cheetah_run", 0)), Entry(task="polydream.tasks.cheetah:backwards", name="cheetah_backwards", high=1000.0)),
     "dmc-mixed": _dmc(("cartpole_swingup", 31), ("reacher_easy", 78), ("cheetah_run", 0)),
 }
 
 
 def make(name: str, **common: Any) -> Several:
-    """Several tasks as one, by suite or file: `make("dmc-walker", repeat=2)`. Options are those that all of its tasks take.
+    """Several tasks as one, by suite or file: `make("dmc-walker", repeat=2)`; a task's own name makes a suite of that one.
+
+    Options are those that all of its tasks take.
 
     Raises KeyError for an unknown suite, ConfigError for a file that is none, ValueError for tasks that do not fit together.
     """
     if Path(name).suffix in (".toml", ".yaml", ".yml"):
         return Several(f"suite/{Path(name).stem}", read(Path(name)), common)
+    if "/" in name or ":" in name:
+        return Several(f"suite/{name}", (Entry(task=name),), common)
     if name not in SUITES:
         raise KeyError(f"no suite/{name}; {hint(name, SUITES)}, or a .toml or .yaml file")
     return Several(f"suite/{name}", SUITES[name], common)

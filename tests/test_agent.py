@@ -33,6 +33,20 @@ def test_updates_lower_the_loss_on_one_batch(spec: Spec) -> None:
     assert int(dreamer.updates) == 30
 
 
+def test_a_policy_that_sleeps_stands_still_to_the_bit_and_then_moves() -> None:
+    dreamer = agent(optim=replace(tiny().optim, warmup=0))
+    optimizer = dreamer.optimizer()
+    policy, critic = dreamer.main.policy, dreamer.main.terms()["extrinsic"].critic
+    start = [p.detach().clone() for p in policy.parameters()]
+    for step in range(3):
+        dreamer.main.awake = step == 2
+        before = [p.detach().clone() for p in critic.parameters()]
+        dreamer.update(batch(VECTOR, seed=step), optimizer, Draws(0, step))
+        moved = [not torch.equal(a, b) for a, b in zip(start, policy.parameters(), strict=True)]
+        assert any(moved) == (step == 2) and (step < 2) == all(p not in optimizer.state for p in policy.parameters())
+        assert any(not torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True)), "the critic does not sleep"
+
+
 def test_an_update_is_a_function_of_weights_batch_and_draws() -> None:
     results = []
     for _ in range(2):

@@ -23,8 +23,9 @@ def conflicts(agent: Any, scene: Scene, draws: Draws) -> Pictures:
     if not agent.many:
         return {}
     names = list(agent.spec.tasks)
-    cosines, present = gradient_cosines(agent, scene.replayed, draws)
     found: Pictures = {}
+    learning = any(p.requires_grad for name in SHARED for p in agent.nets[name].parameters())
+    cosines, present = gradient_cosines(agent, scene.replayed, draws) if learning else (torch.zeros(0, 0), [])
     if len(present) > 1:
         rows = [names[i] for i in present]
         caption = "Cosine between the gradients that tasks give encoder, dynamics and decoder. Blue: they pull together, red: apart."

@@ -9,7 +9,6 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from ..core.agent import Config, Dreamer
 from ..core.behavior import Behavior
 from ..core.codec import Encoder
 from ..core.heads import Head
@@ -21,7 +20,9 @@ from ..core.specs import Space, Spec
 from .branches import Branches, balance, other
 from .conflicts import conflicts
 from .embedding import TaskEmbedding, ToldRSSM
+from .heirs import Heritage
 from .padding import Mark, Padding, TaskPolicy, owned
+from .patience import Patient, PatientConfig
 from .yardstick import TaskObjective, discount
 
 TOLD = "~task"
@@ -32,7 +33,7 @@ Reader = Literal["encoder", "dynamics", "heads", "behavior"]
 
 @dataclass(frozen=True, kw_only=True)
 class MultiTaskConfig:
-    """What is each task's own and what is shared. With one task all of it is the base agent's."""
+    """What is each task's own and what is shared. With one task all of it is the base agent's, unless `alone` says otherwise."""
 
     embedding: int = 32  # width of the learned vector that stands for a task
     reads: tuple[Reader, ...] = ("encoder", "heads", "behavior")  # who is told it; behavior: actor and critic; dynamics: for unlike bodies
@@ -40,28 +41,29 @@ class MultiTaskConfig:
     returns: Literal["per_task", "shared"] = "per_task"  # scale of the returns, which divides the advantage
     reduction: Literal["uniform", "per_task"] = "uniform"  # losses of the world model's heads: mean over steps, or over tasks of theirs
     discount: Literal["shared", "length"] = "shared"  # length: of each task by its longest episode
+    alone: Literal["base", "told"] = "base"  # told: a single task of a suite gets embedding, heads and scale as one of several would
     swap: float = 0.0  # share of dreams under the number of another task with the same spaces; above 0 replay teaches the critic nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiTaskAgentConfig(Config):
-    """Knobs of the base agent, and `multitask`."""
+class MultiTaskAgentConfig(PatientConfig):
+    """Knobs of the base agent, `patience` and `multitask`."""
 
     multitask: MultiTaskConfig = field(default_factory=MultiTaskConfig)
 
 
-class MultiTask(Dreamer):
-    """One agent for all tasks of a suite (after TD-MPC2, Hansen et al. 2024, and BRC, Nauman et al. 2025).
+class MultiTask(Heritage, Patient):
+    """One agent for all of `spec.tasks` (after TD-MPC2, Hansen et al. 2024, and BRC, Nauman et al. 2025).
 
-    The tasks are those of `spec.tasks`. Steps and states carry the number of theirs as `task` (*).
-    """
+    Steps and states carry the number of their task as `task` (*)."""
 
     Config = MultiTaskAgentConfig
     cfg: MultiTaskAgentConfig
     exhibits = (conflicts,)
     promises = Promises(
         home="suite/world-grid4",
-        neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared"},
+        neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared", "patience.trust": 0.0},
+        exempt={"multitask.alone": "for a suite of one task", "behaviors.main.policy": "waits for the heads of rewards"},
         turn={"multitask.reads": ((), ("behavior",), ("encoder", "heads", "behavior", "dynamics"))},
     )
 
@@ -71,11 +73,11 @@ class MultiTask(Dreamer):
         if cfg.discount == "length" and not self.cfg.critic.contdisc:
             raise ValueError("multitask.discount=length needs critic.contdisc: a task's discount is part of what its continuation learns")
         self.tasks, usual = list(spec.tasks.values()), self.cfg.critic.discount
-        self.many = len(self.tasks) > 1
+        self.many = len(self.tasks) > 1 or (bool(self.tasks) and cfg.alone == "told")
         self.reads: frozenset[str] = frozenset(cfg.reads if self.many else ())
         self.discounts = [discount(t.limit, usual) if cfg.discount == "length" else usual for t in self.tasks]
-        masked = any(t.action.get(k) is None or t.action[k].width < s.width for k, s in spec.action.items() for t in self.tasks)
         # Whether actor and critic must know the number itself: for masks, scales and discounts.
+        masked = any(t.action.get(k) is None or t.action[k].width < s.width for k, s in spec.action.items() for t in self.tasks)
         self.marked = self.many and (masked or cfg.returns == "per_task" or cfg.discount == "length")
         self.heard = cfg.embedding if "behavior" in self.reads else 0  # by actor and critic, width
         return spec
@@ -129,16 +131,14 @@ class MultiTask(Dreamer):
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
         """The task's number, at every step: a sequence may hold episodes of several."""
-        found = super().context(data, state, draws)
-        return found.set("task", self.ids(data)) if self.many else found
+        return super().context(data, state, draws).update({"task": self.ids(data)} if self.many else {})
 
     def predict(self, name: str, state: TensorDict) -> Output:
         """What the head of a state's own task says."""
         if not self.many:
             return super().predict(name, state)
-        latent = self.latent(state)
+        latent, head = self.latent(state), self.nets[name]
         seen = torch.cat([latent, self.told(state).to(latent.dtype)], -1) if "heads" in self.reads else latent
-        head = self.nets[name]
         return head(seen, state["task"]) if isinstance(head, Branches) else head(seen)
 
     def reconstruct(self, state: TensorDict, data: TensorDict) -> dict[str, Output]:
@@ -179,8 +179,7 @@ class MultiTask(Dreamer):
         if not self.many:
             return super().model_losses(batch, post)
         ids, cfg = self.ids(batch), self.cfg.multitask
-        post = post.copy().set("task", ids)
-        losses = super().model_losses(batch, post)
+        losses = super().model_losses(batch, post := post.copy().set("task", ids))
         if cfg.discount == "length":
             alive = (~batch["is_terminal"]).float() * torch.tensor(self.discounts, device=ids.device)[ids]
             losses["cont"] = self.predict("cont", post).loss(alive)
