@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help demo test lint types pytest faults install benchmark-peers clean
 
 help:
-	@echo "make demo     train a small agent on dm_control's cartpole in a few minutes, with a report (ARGS=\"--seed 1\")"
+	@echo "make demo     train one agent to balance and to swing up a pole in a few minutes, with a report (ARGS=\"-P seed=1\")"
 	@echo "make test     lint, types and all tests, as CI runs them"
 	@echo "make lint     ruff only"
 	@echo "make types    mypy only"
@@ -27,9 +27,9 @@ help:
 	@echo "make clean    remove caches and build products, keep $(VENV) and runs/"
 
 demo: $(STAMP)
-	$(BIN)/python -m polydream train --preset demo --dir $(DIR) $(ARGS)
-	@test -f $(DIR)/report.html || $(BIN)/python -m polydream report $(DIR) >/dev/null
-	@echo "report: $(abspath $(DIR))/report.html"
+	PATH="$(abspath $(BIN)):$$PATH" mlflow run . --env-manager local -P variant=multitask -P suite=dmc-cartpole-dense -P preset=demo \
+	    -P steps=40000 -P eval.every=20000 -P env.count=2 -P dir=$(abspath $(DIR)) $(ARGS)
+	@$(BIN)/python -m polydream report $(DIR)
 
 test: lint types pytest
 

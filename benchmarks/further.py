@@ -57,11 +57,16 @@ class Contender:
         return sum(p.numel() for p in self.agent.parameters() if p.requires_grad)
 
 
+def configuration(size: str, **settings: Any) -> RunConfig:
+    """The run whose agents are measured."""
+    return resolve({"variant": "multitask", "size": size}, settings)
+
+
 def run(given: argparse.Namespace) -> dict[str, Any]:
     """Measure them in turn. Every second round goes backwards, so that none is always the first."""
-    cfg = resolve({"variant": "multitask", "size": given.size}, {"precision": given.precision, "compile": given.compile})
+    cfg = configuration(given.size, precision=given.precision, compile=given.compile, **{"agent.dream": given.horizon})
     given.obs, given.device = "vector", "cpu"
-    case = ours.case(given, batch=given.batch, length=given.length, horizon=cfg.agent.dream)
+    case = ours.case(given, batch=given.batch, length=given.length, horizon=given.horizon)
     prepare_processor(given.threads)
     contenders = {n: Contender(cfg, case, n) for n in sorted(given.tasks)}
     for one in contenders.values():
@@ -90,6 +95,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 3, 4, 8])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, default=32)
+    parser.add_argument("--horizon", type=int, default=15)
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--compile", default="none")
     parser.add_argument("--threads", type=int, default=2)

@@ -161,7 +161,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def report(argv: Sequence[str]) -> int:
-    """Write the report of a run or of a benchmark: report DIR. Prints where it is.
+    """Write the report of a run or of a benchmark: report DIR. Prints where it is, and how a run over several tasks came out.
 
     --serve      show it at 127.0.0.1 and keep it up with what is still running, until Ctrl-C
     --port N     where (default 8765; 0 takes a free one)
@@ -171,6 +171,7 @@ def report(argv: Sequence[str]) -> int:
     port = given_options(words.flags, {"port": int}).get("port", 8765)
     directory = existing(one(words.positional, "run directory"))
     from .eval.grid import CONTENTS, Grid
+    from .eval.outcome import outcome
     from .eval.report import write_report
     from .eval.summary import write_summary
 
@@ -178,7 +179,8 @@ def report(argv: Sequence[str]) -> int:
         return write_summary(Grid.read(path)) if (path / CONTENTS).is_file() else write_report(path)
 
     try:
-        print(write(directory))
+        path = write(directory)
+        print(f"{'' if (directory / CONTENTS).is_file() else outcome(directory)}{path}")
     except FileNotFoundError as error:
         raise ConfigError(str(error)) from None
     if serve:

@@ -6,14 +6,16 @@ import json
 import math
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import act, floor, growth, rounds, train, update, worlds
+from benchmarks import act, floor, further, growth, rounds, tasks, train, update, worlds
 from benchmarks.case import Case, arrays
 from benchmarks.contender import PEERS, Process
 
@@ -204,3 +206,56 @@ def test_worlds_are_timed_beside_a_single_agent() -> None:
     several, _, wide = worlds.make(TINY, 2)
     assert several.latent_spaces["deter"].shape == (2 * single.latent_spaces["deter"].shape[0],) == wide["latent", "deter"].shape[2:]
     assert torch.equal(batch["obs", "vector"], wide["obs", "vector"]), "both learn from the same steps"
+
+
+class Seeks:
+    """Walks to the corner whose number it is told."""
+
+    spec = SimpleNamespace(tasks=dict.fromkeys(("a", "b", "c", "d")))
+
+    def initial(self, n: int) -> None:
+        return None
+
+    def act(self, obs: dict[str, Any], state: None, *, is_first: Any, mode: str) -> tuple[dict[str, Any], None]:
+        row, column = 1 + 4 * (obs["task"] // 2), 1 + 4 * (obs["task"] % 2)
+        down, right = np.sign(row - obs["y"]), np.sign(column - obs["x"])
+        sideways, upright = np.where(right > 0, 4, 3), np.where(down > 0, 2, 1)
+        astray = (obs["y"] % 4 == 1) & (down != 0)  # along this wall another corner lies in the way
+        return {"action": np.where(astray | (right == 0), upright, sideways)}, None
+
+
+def test_a_player_told_another_task_fails_at_its_own() -> None:
+    """And rewards of one size or a thousand times that are judged alike."""
+    for loud in (0, 3):
+        make = partial(tasks.loud, task=loud)
+        own = tasks.successes(Seeks(), make, episodes=10, seed=0)
+        assert set(own.values()) == {1.0}
+        for shift in (1, 2, 3):
+            wrong = tasks.successes(tasks.Misled(Seeks(), shift), make, episodes=10, seed=0)  # type: ignore[arg-type]
+            assert set(wrong.values()) == {0.0}
+
+
+def test_one_corner_pays_a_thousand_times_as_much() -> None:
+    suite = tasks.loud(task=2)
+    assert [m.success for m in suite.spec.tasks.values()] == [1.0, 1.0, 1000.0, 1.0]
+    found = set()
+    for index in range(4):
+        suite.share(index, 4)
+        for seed in range(30):
+            step = suite.reset(seed)
+            while not step["is_last"]:
+                step = suite.step({"action": np.int32(1 + 2 * (seed % 2))})  # up, or left
+            found.add((index, float(step["reward"])))
+    assert found >= {(0, 1.0), (0, -1.0), (1, 1.0), (2, 1000.0), (2, -1000.0), (3, -1.0)} and not any(
+        abs(r) == 1 for i, r in found if i == 2
+    )
+
+
+@pytest.mark.slow
+def test_a_further_tasks_memory_is_its_heads_and_its_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = result(further, monkeypatch, tmp_path, *BATCH, "--tasks", "2", "4")
+    (two, four) = found["rows"]
+    agent = further.Contender(further.configuration("laptop"), TINY, 2).agent
+    own = sum(p.numel() for name in ("reward", "cont", "tasks") for p in agent.nets[name][0].parameters())  # type: ignore[index]
+    assert four["memory"] == own and four["parameters"] - two["parameters"] == 2 * own
+    assert len(four["rounds"]) == 2

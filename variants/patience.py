@@ -82,5 +82,5 @@ class Patient(Dreamer):
                 said = self.predict("reward", post.copy().set("task", ids)).pred()
             trust.watch(ids, batch["reward"], said)
             trust.over |= (trust.explained() >= cfg.trust).all() | (self.updates >= cfg.wait)
-        self.main.awake = bool(trust.over)
+        self.main.awake = bool(trust.over) or "extrinsic" not in self.main.terms()
         return losses
