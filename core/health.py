@@ -69,14 +69,14 @@ def _actor_symptoms(cfg: Config, spec: Spec) -> list[Symptom]:
         Symptom(
             "actor gets no gradient",
             ("grad_norm/actor",),
-            lambda m: m["grad_norm/actor"] == 0.0,
+            lambda m: m["grad_norm/actor"] == 0.0 and not m.get("asleep"),  # a policy may be told to wait
             "nothing reaches the policy: with agent.actor.grad=dynamics the dream must lead to rewards, with reinforce the entropy "
             "weight and all advantages are 0",
         ),
         Symptom(
             "policy stays random",
             ("adv_mag",),
-            lambda m: 0 < highest < math.inf and _entropy(m) > 0.999 * highest and m["adv_mag"] > 0.05,
+            lambda m: 0 < highest < math.inf and _entropy(m) > 0.999 * highest and m["adv_mag"] > 0.05 and not m.get("asleep"),
             "the policy is as random as at the start although advantages are not small: raise the actor's learning rate or lower "
             "agent.actor.entropy",
         ),

@@ -41,7 +41,8 @@ def test_a_policy_that_sleeps_stands_still_to_the_bit_and_then_moves() -> None:
     for step in range(3):
         dreamer.main.awake = step == 2
         before = [p.detach().clone() for p in critic.parameters()]
-        dreamer.update(batch(VECTOR, seed=step), optimizer, Draws(0, step))
+        metrics, _ = dreamer.update(batch(VECTOR, seed=step), optimizer, Draws(0, step))
+        assert ("asleep" in metrics) == (step < 2) == (float(metrics["grad_norm/actor"]) == 0.0)
         moved = [not torch.equal(a, b) for a, b in zip(start, policy.parameters(), strict=True)]
         assert any(moved) == (step == 2) and (step < 2) == all(p not in optimizer.state for p in policy.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True)), "the critic does not sleep"

@@ -46,3 +46,9 @@ def test_one_bad_row_is_no_illness() -> None:
 def test_continuous_policies_have_no_uniform_to_compare_with() -> None:
     health = Health(tiny(), VECTOR)
     assert not any(health.check(FINE | {"ent/action": 99.0}) for _ in range(2 * PATIENCE))
+
+
+@pytest.mark.parametrize("name", ["actor gets no gradient", "policy stays random"])
+def test_a_policy_that_was_told_to_wait_is_no_trouble(name: str) -> None:
+    health = Health(tiny(), DISCRETE)
+    assert not any(health.check(FINE | SICK[name] | {"asleep": 1.0}) for _ in range(2 * PATIENCE))
