@@ -83,4 +83,5 @@ def inherit(agent: Dreamer, start: Path) -> list[str]:
 def freeze(agent: Dreamer) -> None:
     """Leave the shared world model as it is: what is learned are heads, embeddings, actor and critics."""
     for name in SHARED:
-        agent.nets[name].requires_grad_(False)
+        if name in agent.nets:
+            agent.nets[name].requires_grad_(False)

@@ -38,16 +38,18 @@ def continued(flags: Mapping[str, str | None]) -> RunConfig:
     from .core.transfer import configuration
 
     given = filled({key: value for key, value in flags.items() if key in (*SELECTIONS, "from")})
-    if fixed := [key for key in SELECTIONS if key in given and key not in ("task", "suite")]:
+    if fixed := [key for key in SELECTIONS if key in given and key not in ("variant", "task", "suite")]:
         raise ConfigError(f"--{fixed[0]} is what --from RUN was trained with and cannot change beside it")
     if ("task" in given) == ("suite" in given):
         raise ConfigError("--from wants one new task: --task FAMILY/NAME or --suite NAME")
     task = given["task"] if "task" in given else f"suite/{given['suite']}"
     known_family(task)
     try:
-        cfg = configuration(existing(given["from"]), task)
+        cfg = configuration(existing(given["from"]), task, [given.get("variant", "")])
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
+    if given.get("variant", cfg.variant) != cfg.variant:
+        raise ConfigError(f"--variant is what --from RUN was trained with, {cfg.variant}, and cannot change beside it")
     only_switches_bare(cfg, flags)
     for key, text in as_text(flags, without=(*SELECTIONS, "from")).items():
         cfg = override(cfg, key, text)

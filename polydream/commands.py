@@ -18,7 +18,7 @@ from .flags import explain, filled, known_only, none, one, parse
 if TYPE_CHECKING:
     from .core.run import RunConfig
 
-FIXED = ("variant", "profile", "size", "preset", "dir")
+FIXED = ("variant", "profile", "size", "preset", "dir", "start", "learn")
 """Options that a run keeps for life."""
 
 

@@ -103,4 +103,18 @@ def test_the_command_goes_on_with_another_task(tmp_path: Path, capsys: pytest.Ca
     assert all(torch.equal(old[k], v) for k, v in new.items() if k.startswith("nets.rssm"))
     assert not torch.equal(old["nets.reward.0.out.weight"], new["nets.reward.0.out.weight"])
     assert main(["train", "--from", first]) == 2 and "one new task" in capsys.readouterr().err
-    assert main(["train", "--from", first, "--task", "world/grid4", "--size", "size1m"]) == 2 and "--size" in capsys.readouterr().err
+    for option, value in (("--size", "size1m"), ("--variant", "base")):
+        assert main(["train", "--from", first, "--task", "world/grid4", option, value]) == 2 and option in capsys.readouterr().err
+    assert main(["resume", second, "--learn", "all"]) == 2 and "--learn" in capsys.readouterr().err
+
+
+def test_the_base_agent_hands_over_everything_but_its_count(tmp_path: Path) -> None:
+    from tests.fixtures import VECTOR, agent
+
+    donor, heir = agent(VECTOR), agent(VECTOR, optim=replace(config().optim, lr=0.5))
+    torch.nn.init.constant_(donor.reward.out.weight, 0.25)
+    donor.updates += 9
+    path = checkpoint.save(tmp_path, 3, {"agent": donor.state_dict()}, checkpoint.header(RunConfig(agent=donor.cfg), donor.spec))
+    assert inherit(heir, path) == ["updates"]
+    assert all(torch.equal(v, donor.state_dict()[k]) for k, v in heir.state_dict().items() if k != "updates")
+    assert int(heir.updates) == 0
