@@ -37,12 +37,13 @@ class Padding(nn.Module):
 
 
 def _mask(space: Space, own: Space | None, values: bool) -> Tensor:
-    mask = torch.zeros(space.shape, dtype=torch.bool)
+    # Of real memory even where an agent is made of shapes alone: whether anything is masked decides what it is made of.
+    mask = torch.zeros(space.shape, dtype=torch.bool, device="cpu")
     if own is not None:
         mask[tuple(slice(n) for n in own.shape)] = True
     if not (values and space.classes):
         return mask
-    classes = torch.arange(space.classes)
+    classes = torch.arange(space.classes, device="cpu")
     known = own.classes if own is not None and own.classes else 1
     return torch.where(mask.unsqueeze(-1), classes < known, classes < 1)
 

@@ -12,12 +12,13 @@ from polydream.__main__ import main
 from polydream.core import checkpoint
 from polydream.core.config import ConfigError
 from polydream.core.run import RunConfig
+from polydream.core.specs import Spec
 from polydream.core.transfer import begin, configuration, inherit
 from polydream.tasks.suites import make as suite
 from polydream.variants.heirs import heir_of
 from polydream.variants.multitask import MultiTask
 from polydream.variants.patience import PatienceConfig
-from tests.variants.test_multitask import ALIKE, BODIES, TWINS, config, make
+from tests.variants.test_multitask import ALIKE, BODIES, CLASSES, TWINS, config, make
 
 THREE = replace(TWINS, tasks={"new": ALIKE, "b": ALIKE, "a": ALIKE})
 
@@ -118,3 +119,12 @@ def test_the_base_agent_hands_over_everything_but_its_count(tmp_path: Path) -> N
     assert inherit(heir, path) == ["updates"]
     assert all(torch.equal(v, donor.state_dict()[k]) for k, v in heir.state_dict().items() if k != "updates")
     assert int(heir.updates) == 0
+
+
+@pytest.mark.parametrize("spec", [TWINS, BODIES, CLASSES], ids=["twins", "bodies", "classes"])
+def test_a_trained_agent_is_loaded(spec: Spec, tmp_path: Path) -> None:
+    """For which its shapes are compared first, in an agent that has no memory."""
+    agent = make(spec)
+    loaded = checkpoint.load_agent(saved(agent, tmp_path))
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in agent.state_dict().items())
+    assert {k: v.tolist() for k, v in agent.named_buffers()} == {k: v.tolist() for k, v in loaded.named_buffers()}
