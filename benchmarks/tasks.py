@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from polydream.asked import stored_config
 from polydream.core.launch import make_task
 from polydream.core.player import Player, load
 from polydream.core.presets import resolve
@@ -108,17 +109,14 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     parser.add_argument("--episodes", type=int, default=20, help="per task")
     args = parser.parse_args()
-    task = "suite/world-grid4" if args.loud is None else LOUD
-    cfg = resolve(
-        {"variant": "multitask", "task": task},
-        {"seed": args.seed, "dir": str(args.dir), "steps": STEPS, "log.mlflow": False, "eval.episodes": args.episodes}
-        | ({} if args.loud is None else {"env.options": f"task={args.loud}"})
-        | dict(s.split("=", 1) for s in args.set),
-    )
     if not (args.dir / "config.yaml").exists():
-        train(cfg, Judge())
-    found = judge(load(args.dir, code=[LOUD]), partial(make_task, cfg), episodes=args.episodes, seed=args.seed)
-    result = {"seed": args.seed, "loud": args.loud, "steps": cfg.steps, "set": args.set, **found}
+        settings = {"seed": args.seed, "dir": str(args.dir), "steps": STEPS, "log.mlflow": False, "eval.episodes": args.episodes}
+        settings |= {} if args.loud is None else {"env.options": f"task={args.loud}"}
+        task = "suite/world-grid4" if args.loud is None else LOUD
+        train(resolve({"variant": "multitask", "task": task}, settings | dict(s.split("=", 1) for s in args.set)), Judge())
+    cfg = stored_config(args.dir, [LOUD])
+    found = judge(load(args.dir, code=[LOUD]), partial(make_task, cfg), episodes=args.episodes, seed=cfg.seed)
+    result = {"task": cfg.task, "seed": cfg.seed, "loud": args.loud, "steps": cfg.steps, **found}
     (args.dir / "tasks.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
 
