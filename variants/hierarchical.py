@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from ..core import maths
 from ..core.agent import Dreamer
 from ..core.behavior import Behavior, CriticConfig, Objective
 from ..core.config import ConfigError
@@ -69,11 +70,13 @@ class Hierarchical(Dreamer):
     exhibits = (pursuit,)
     promises = Promises(
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
-        exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy"),
+        exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy")
+        | {"state/clock": "dreams of replayed states keep step without one"},
     )
 
     def __init__(self, spec: Spec, cfg: HierarchicalConfig, seed: int = 0) -> None:
         self.hold = segments.held(cfg.dream, cfg.hierarchy.hold)
+        self.moment = 0  # step of the dream that is being made
         super().__init__(spec, cfg, seed)
         if not isinstance(self.main, Worker):
             raise ConfigError(f"{type(self).__name__}: hierarchical acts by its worker, and another part puts a policy of its own there")
@@ -122,12 +125,12 @@ class Hierarchical(Dreamer):
         return batch if noise is None else batch.set("noise", noise)
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
-        """A clock at 0, so that the manager chooses at once; what it replaces is nothing."""
+        """A clock at 0, so that the manager chooses at once; what it replaces is nothing. Dreams of replayed states need none."""
         found, h, lead = super().context(data, state, draws), self.cfg.hierarchy, state.batch_size
         zeros = torch.zeros(*lead, h.groups * h.codes + self.cfg.rssm.deter, device=state.device)
         code, subgoal = zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1)
-        clock = torch.zeros(lead, dtype=torch.int64, device=state.device)
-        return found.update({"code": code, "subgoal": subgoal, "clock": clock})
+        found.update({"code": code, "subgoal": subgoal})
+        return found if len(lead) == 2 else found.set("clock", torch.zeros(lead, dtype=torch.int64, device=state.device))
 
     def view(self, state: TensorDict) -> Tensor:
         """What actor and critic see, and the subgoal where the state has one: (*, F + D). The manager's states have none."""
@@ -143,21 +146,34 @@ class Hierarchical(Dreamer):
         """Choose the next subgoal where it is due, then let the worker act towards the one in force."""
         return super().act(self.renew(state, draws), draws)
 
+    def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Dreams whose start has no clock begin with a choice, all at once: when the next is due is known without looking."""
+        self.moment = 0
+        return super().imagine(start, draws)
+
     @torch.no_grad()
     def renew(self, state: TensorDict, draws: Draws) -> TensorDict:
-        """States (n,) with the manager's choice where the clock stands at 0, and the clock moved on."""
-        due = (state["clock"] == 0).unsqueeze(-1)
-        code = self.behaviors["manager"].policy(self.view(state.exclude("subgoal")))["code"].sample(draws, "action")  # type: ignore[operator]
-        subgoal = torch.where(due, self.subgoals.decode(code), state["subgoal"])
-        renewed = {"code": torch.where(due, code, state["code"]), "subgoal": subgoal, "clock": (state["clock"] + 1) % self.hold}
-        return state.copy().update(renewed)
+        """States (n,) with the manager's choice where one is due, and the clock moved on where there is one."""
+        noise = draws.uniform("action/code", *state.batch_size, self.cfg.hierarchy.groups) if "action" not in draws.modes else None
+        if "clock" not in state.keys():
+            due, self.moment = self.moment % self.hold == 0, self.moment + 1
+            return state.copy().update(self.choose(state, noise)) if due else state
+        now = (state["clock"] == 0).unsqueeze(-1)
+        renewed = {k: torch.where(now, v, state[k]) for k, v in self.choose(state, noise).items()}
+        return state.copy().update(renewed | {"clock": (state["clock"] + 1) % self.hold})
+
+    def choose(self, state: TensorDict, noise: Tensor | None) -> dict[str, Tensor]:
+        """The manager's `code` (n, S * C) for states, drawn with noise (n, S), or its likeliest, and the `subgoal` (n, D) that it means."""
+        dist = self.behaviors["manager"].policy(self.view(state.exclude("subgoal")))["code"]  # type: ignore[operator]
+        code = maths.sample_onehot(dist.log_probs.exp(), noise).flatten(-2)
+        return {"code": code, "subgoal": self.subgoals.decode(code).to(state["deter"].dtype)}
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
         """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state."""
-        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"].float()
+        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
         if h.closeness:
-            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1], deter[:, 1:]), (1, 0))
-        return rewards | ({"novelty": self.subgoals.novelty(deter).float()} if h.novelty else {})
+            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))
+        return rewards | ({"novelty": self.subgoals.novelty(deter)} if h.novelty else {})
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""

@@ -65,6 +65,8 @@ class Worker(Steered):
 
     def excerpt(self, dream: TensorDict, rewards: Mapping[str, Tensor]) -> tuple[TensorDict, Mapping[str, Tensor]]:
         """Segments (H / K * N, K + 1)."""
+        # What is cut is copied, and `joined` holds both halves of the latent.
+        dream = dream.exclude("code", "clock", *(("deter", "stoch") if "joined" in dream else ()))
         return segments.worker_view(dream, self.hold, self.rate), {k: segments.cut(r, self.hold) for k, r in rewards.items()}
 
 

@@ -53,8 +53,9 @@ class Subgoals(nn.Module):
 
     def again(self, deter: Tensor) -> Tensor:
         """States (*, D) as their likeliest codes tell of them."""
-        best = self.encode(deter).pred()
-        return self.decode(nn.functional.one_hot(best, self.codes).float().flatten(-2))
+        logits: Tensor = self.encoder(deter).unflatten(-1, (self.groups, self.codes))
+        code = torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return self.decode(code.flatten(-2))
 
     def novelty(self, deter: Tensor) -> Tensor:
         """Mean squared error (*) of `again`: large where no code was learned for a state (*, D)."""

@@ -128,6 +128,44 @@ def test_subgoals_are_held_k_steps_and_begin_anew_with_every_episode() -> None:
                 assert not torch.equal(goals[0], lived["subgoal"][row, start - 1]), "the last episode's subgoal is gone"
 
 
+def test_a_dream_asks_the_manager_only_where_a_choice_is_due_and_is_as_one_that_looks_at_the_clock() -> None:
+    """Acting looks at every row's clock, a dream of replayed states knows: same states, same noise, the same to the bit."""
+    agent, asked = make(actor__policy__outscale=1.0), []
+    agent.behaviors["manager"].policy.register_forward_hook(lambda *_: asked.append(1))
+    data = batch(DISCRETE, 6, 2)
+    state, steps, previous = agent.replay_context(data, 1)
+    with torch.no_grad():
+        post = agent.rssm.observe(agent.encode(steps), previous, steps["is_first"], state, Draws(0)).exclude("logits")
+        known = agent.imagine(post.clone().update(agent.context(steps, post, Draws(0))).reshape(-1), Draws(1))
+        assert len(asked) == 3, "of nine states those at 0, 4 and 8"
+        first = post[:, 0]
+        looked = agent.imagine(first.clone().update(agent.context(steps[:, 0], first, Draws(0))), Draws(1))
+        assert len(asked) == 3 + 9 and "clock" in looked and "clock" not in known
+        for key in ("code", "subgoal", "deter", "stoch", "cont"):
+            assert torch.equal(known[key], looked[key]), key
+        assert torch.equal(known["action", "action"], looked["action", "action"])
+        # By hand, as the world does it: act, step, act, step.
+        walked, draws = first.clone().update(agent.context(steps[:, 0], first, Draws(0))), Draws(1)
+        for t in range(9):
+            walked = agent.act(walked, draws)
+            assert torch.equal(walked["subgoal"], known["subgoal"][:, t]) and torch.equal(walked["code"], known["code"][:, t])
+            assert torch.equal(walked["action", "action"], known["action", "action"][:, t])
+            walked = walked.update(agent.rssm.step(walked, agent._joined(walked["action"]), draws))
+
+
+def test_a_dream_from_amid_a_segment_ends_that_segment_first() -> None:
+    agent = make()
+    data = batch(DISCRETE, 3, 2)
+    state, steps, previous = agent.replay_context(data, 1)
+    with torch.no_grad():
+        post = agent.rssm.observe(agent.encode(steps), previous, steps["is_first"], state, Draws(0)).exclude("logits")[:, 0]
+        start = post.update(agent.context(steps[:, 0], post, Draws(0)))
+        start["clock"] = torch.tensor([0, 1, 3])
+        goals = agent.imagine(start, Draws(1))["subgoal"]
+    changes = [[t for t in range(1, 9) if not torch.equal(row[t], row[t - 1])] for row in goals]
+    assert changes == [[4, 8], [3, 7], [1, 5]]
+
+
 def test_codes_are_one_of_each_group_and_subgoals_what_they_decode_to() -> None:
     agent = make()
     dream = dreamed(agent)
