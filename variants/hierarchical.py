@@ -19,6 +19,7 @@ from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.specs import Space, Spec
 from . import pursuits, segments
+from .arrival import GoalObjective
 from .explorer import Novelty
 from .levels import Manager, Worker
 from .subgoals import Subgoals, closeness
@@ -32,12 +33,14 @@ class HierarchyConfig:
     hold: int = 0  # K, steps that a subgoal is held, a divisor of the dream; 0 takes the largest up to 8
     groups: int = 8  # of the code
     codes: int = 8  # classes of each group
-    layers: int = 2  # dense units of encoder and decoder of subgoals
-    units: int = 64  # width of each
+    layers: int = 1  # dense units of encoder and decoder of subgoals
+    units: int = 128  # width of each
     share: float = 0.6  # of the nats that a code can tell, how much it is to tell of a state
     extrinsic: float = 1.0  # manager: weight of the task's reward
+    floor: float = 0.01  # manager: least scale of the task's returns, which are means over K steps
     novelty: float = 0.1  # manager: weight of what the code cannot tell yet
     closeness: float = 1.0  # worker: weight of nearness to the subgoal
+    horizon: int = 33  # worker: of the critic of closeness, discount 1 - 1 / horizon
     task: float = 0.0  # worker: weight of the task's reward beside it
     manager_entropy: float = 0.5  # share of the greatest entropy that the manager's is steered to
     worker_entropy: float = 0.5  # likewise the worker's
@@ -101,15 +104,15 @@ class Hierarchical(Dreamer):
         actor = replace(cfg.actor, grad="reinforce")
         policy = Policy(width, code, cfg.actor.policy)
         manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
-        weights = {k: w for k, w in {"closeness": h.closeness, "extrinsic": h.task}.items() if w}
-        objectives = {k: Objective(self.view_width, cfg.critic, weight=w) for k, w in weights.items()}
+        near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
+        objectives = {"closeness": near, "extrinsic": Objective(self.view_width, cfg.critic, weight=h.task)}
+        objectives = {k: o for k, o in objectives.items() if o.weight}
         worker = Worker(behaviors["main"].policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
         return behaviors | {"main": worker, "manager": manager}
 
     def _critic(self) -> CriticConfig:
-        """The manager's, whose rewards are means of K: the floor of their scale is that of sums."""
-        norm = self.cfg.critic.retnorm
-        return replace(self.cfg.critic, retnorm=replace(norm, limit=norm.limit / self.hold))
+        """The manager's. With the floor of flat returns, 1, a rare reward would weigh less than novelty, whose scale has none."""
+        return replace(self.cfg.critic, retnorm=replace(self.cfg.critic.retnorm, limit=self.cfg.hierarchy.floor))
 
     def scales(self) -> dict[str, float]:
         """Adds subgoals, which share nothing with the rest and so weigh 1, and what either level learns by."""
@@ -169,11 +172,11 @@ class Hierarchical(Dreamer):
         return {"code": code, "subgoal": self.subgoals.decode(code).to(state["deter"].dtype)}
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
-        """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state."""
+        """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state but the first."""
         rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
         if h.closeness:
             rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))
-        return rewards | ({"novelty": self.subgoals.novelty(deter)} if h.novelty else {})
+        return rewards | ({"novelty": F.pad(self.subgoals.novelty(deter[:, 1:]), (1, 0))} if h.novelty else {})
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""

@@ -48,6 +48,13 @@ class Steered(Behavior):
                 found.append((dist.std.log().mean(-1) - low) / (high - low))
         return torch.stack(found).mean(0)
 
+    def combine(self, advantages: Mapping[str, Tensor]) -> Tensor:
+        """As the base, of what each advantage has beyond its mean (Hafner et al. 2022, appendix).
+
+        A critic whose value still grows calls every action good, and that would drown the little that tells them apart.
+        """
+        return super().combine({k: a - a.detach().mean() for k, a in advantages.items()})
+
     def temperature(self, dists: Mapping[str, Output], update: bool = True) -> Tensor:
         """The steered weight of the entropy."""
         return self.steer(self.randomness(dists), update)

@@ -207,7 +207,32 @@ def test_novelty_is_the_error_of_the_likeliest_code() -> None:
     agent = make()
     dream = dreamed(agent)
     told = agent.subgoals.again(dream["deter"])
-    assert torch.allclose(agent.rewards(dream)["novelty"], (told - dream["deter"]).square().mean(-1), atol=1e-6)
+    assert torch.allclose(agent.rewards(dream)["novelty"][:, 1:], (told - dream["deter"]).square().mean(-1)[:, 1:], atol=1e-6)
+
+
+def test_levels_learn_from_what_an_advantage_has_beyond_its_mean() -> None:
+    agent = make(hierarchy__novelty=0.5)
+    manager: Any = agent.behaviors["manager"]
+    told = {"extrinsic": torch.tensor([[1.0, 3.0]]), "novelty": torch.tensor([[10.0, 14.0]])}
+    assert manager.combine(told).tolist() == [[-2.0, 2.0]], "(1 - 2) + 0.5 (10 - 12)"
+    advantage = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    agent.main.combine({"closeness": advantage}).sum().backward()
+    assert advantage.grad is not None and advantage.grad.tolist() == [[1.0, 1.0]], "through the dynamics the mean carries no gradient"
+
+
+@pytest.mark.parametrize("contdisc", [True, False])
+def test_closeness_has_a_horizon_of_its_own(contdisc: bool) -> None:
+    """One step, then nothing but the value 1: discounted by 1 - 1 / 5, which `cont` holds at the task's rate or not at all."""
+    agent = make(hierarchy__horizon=5, critic__horizon=10, critic__contdisc=contdisc)
+    near = agent.main.terms()["closeness"]
+    cont = torch.full((1, 2), 0.9 if contdisc else 1.0)
+    returns, _ = near.returns(torch.zeros(1, 2), cont, torch.ones(1, 2), torch.ones(1, 2))
+    assert returns.tolist() == [[pytest.approx(0.8)]]
+
+
+def test_the_managers_scale_has_a_floor_of_its_own() -> None:
+    terms: Any = make(hierarchy__floor=0.25).behaviors["manager"].terms()
+    assert float(terms["extrinsic"].retnorm.stats()[1]) == 0.25
 
 
 # ---------------------------------------------------------------------------------------------------- views
@@ -374,8 +399,32 @@ def test_the_kl_is_that_to_the_uniform_code() -> None:
     assert made.capacity == pytest.approx(2 * math.log(4))
     assert made.loss(state, noise, update=False).item() == pytest.approx(5.0, abs=1e-5), "a uniform code costs no nats"
     made.encoder[1].bias.data = torch.tensor([50.0, 0, 0, 0] * 2)
-    assert made.loss(state, noise, update=False).item() == pytest.approx(5.0 + 0.1 * made.capacity, abs=1e-4)
+    assert made.loss(state, noise, update=False).item() == pytest.approx(5.0 + 0.01 * made.capacity, abs=1e-4)
     assert made.novelty(state).item() == pytest.approx(5.0 / 4)
+
+
+def test_the_code_sees_states_in_their_own_units_whatever_their_size() -> None:
+    """A decoder that tells nothing costs 1, the whole variance; moved and scaled states cost the same; looking changes nothing."""
+    noise, states = torch.rand(8, 8), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+    def cost(x: Tensor) -> tuple[float, Subgoals]:
+        made = Subgoals(4, groups=8, codes=8, units=8, layers=1, share=0.0, speed=0.1)
+        initialize(made, 0)
+        made.beta.weight.zero_()
+        made.beta.bounds = (0.0, 0.0)
+        return float(made.loss(x, noise).mean().detach()), made
+
+    plain, made = cost(states)
+    assert torch.allclose(made.center, states.mean(0), atol=1e-6)
+    assert float(made.spread) == pytest.approx(float((states - states.mean(0)).square().sum(-1).mean()))
+    assert cost(0.01 * states + 5)[0] == pytest.approx(plain, rel=1e-3)
+    before = {k: v.clone() for k, v in made.state_dict().items()}
+    made.loss(states + 3, noise, update=False)
+    assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())
+    torch.nn.init.zeros_(made.decoder[1].weight)
+    torch.nn.init.zeros_(made.decoder[1].bias)
+    assert float(made.loss(states, noise, update=False).mean()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(made.novelty(states), (made.again(states) - states).square().mean(-1), atol=1e-6)
 
 
 def test_a_code_learns_to_tell_states_at_its_target_of_nats() -> None:
