@@ -71,7 +71,10 @@ class Hierarchical(Dreamer):
     Config = HierarchicalConfig
     cfg: HierarchicalConfig
     exhibits = (pursuit,)
+    roams = True
+    """Whether the manager explores: beside members that disagree it is paid for that instead of for what its code cannot tell."""
     promises = Promises(
+        turn={"hierarchy.floor": (1e4,)},
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
         exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy")
         | {"state/clock": "dreams of replayed states keep step without one"},
@@ -176,7 +179,10 @@ class Hierarchical(Dreamer):
         rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
         if h.closeness:
             rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))
-        return rewards | ({"novelty": F.pad(self.subgoals.novelty(deter[:, 1:]), (1, 0))} if h.novelty else {})
+        if h.novelty:
+            members = getattr(self, "curious", False)
+            rewards["novelty"] = self.uncertainty(dream) if members else F.pad(self.subgoals.novelty(deter[:, 1:]), (1, 0))  # type: ignore[operator]
+        return rewards
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""

@@ -75,20 +75,36 @@ def test_it_is_registered_and_learns_with_actions_of_every_kind() -> None:
             assert all(bool(torch.isfinite(v).all()) for v in metrics.values())
 
 
-def test_whoever_takes_the_workers_place_is_refused() -> None:
-    def build(name: str, **settings: str) -> Any:
-        cls = registry.variant(name)
-        cfg: Any = replace(cls.Config(), **{f.name: getattr(tiny(), f.name) for f in fields(tiny()) if f.name != "dream"})
-        for path, value in settings.items():
-            cfg = override(cfg, path.replace("__", "."), value)
-        return cls(DISCRETE, cfg, 0)
+def together(name: str, spec: Spec = DISCRETE, **settings: Any) -> Any:
+    """A tiny agent of a combination that dreams 8 steps and holds subgoals for 4, with settings by path."""
+    cls, cfg = registry.variant(name), tiny()
+    made: Any = replace(cls.Config(), **{f.name: getattr(cfg, f.name) for f in fields(cfg)})
+    for path, value in {"dream": 8, "hierarchy__hold": 4, "hierarchy__units": 16, **settings}.items():
+        made = override(made, path.replace("__", "."), value)
+    return cls(spec, made, 0)
 
-    for name in ("hierarchical+goal", "ensemble+hierarchical"):
-        with pytest.raises(ConfigError, match="hierarchical acts by its worker"):
-            build(name)
-    agent = build("ensemble+hierarchical", ensemble__use="measure")
+
+def test_beside_an_ensemble_the_manager_is_paid_for_what_members_disagree_about() -> None:
+    agent = together("ensemble+hierarchical")
+    dream = dreamed(agent)
+    rewards = agent.rewards(dream)
+    assert torch.equal(rewards["novelty"], agent.uncertainty(dream)) and "disagreement" not in rewards
+    assert set(agent.behaviors) == {"main", "manager"} and set(agent.main.terms()) == {"closeness"}, "nobody explores but the manager"
     metrics, _ = agent.update(batch(DISCRETE), agent.optimizer(), Draws(0))
-    assert bool(torch.isfinite(metrics["opt/loss"])) and {"loss/disagreement", "loss/manager/policy"} <= metrics.keys()
+    assert {"loss/disagreement", "loss/manager/value/novelty"} <= metrics.keys() and bool(torch.isfinite(metrics["opt/loss"]))
+    plain = together("ensemble+hierarchical", ensemble__use="measure")
+    dream = dreamed(plain)
+    assert torch.equal(plain.rewards(dream)["novelty"][:, 1:], plain.subgoals.novelty(dream["deter"][:, 1:]))
+    for knob, value in {"intrinsic": 2.0, "extrinsic": 1.0, "episodes": 1.0, "until": 1, "dreams": 1.0}.items():
+        with pytest.raises(ConfigError, match=f"ensemble.{knob}.* here the manager explores"):
+            together("ensemble+hierarchical", **{f"ensemble__{knob}": value})
+
+
+def test_beside_a_pessimistic_ensemble_the_manager_pays_the_charge() -> None:
+    agent, free = (together("ensemble+hierarchical", ensemble__use="pessimism", ensemble__pessimism=p) for p in (2.0, 0.0))
+    dream = dreamed(agent)
+    charge = free.rewards(dream)["extrinsic"] - agent.rewards(dream)["extrinsic"]
+    torch.testing.assert_close(charge, 2 * agent.uncertainty(dream), rtol=1e-4, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- subgoals in time
