@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from ..core import maths
 from ..core.agent import Dreamer
-from ..core.behavior import Behavior, CriticConfig, Objective
+from ..core.behavior import Behavior, CriticConfig
 from ..core.config import ConfigError
-from ..core.heads import Policy
 from ..core.knobs import Config
 from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.specs import Space, Spec
-from . import pursuits, segments
+from . import council, pursuits, segments
 from .arrival import GoalObjective
 from .explorer import Novelty
 from .levels import Manager, Worker
@@ -101,14 +100,14 @@ class Hierarchical(Dreamer):
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
         cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, super().view_width, super().build_behaviors()
         code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
-        paid = {"extrinsic": Objective(width, self._critic(), weight=h.extrinsic), "novelty": Novelty(width, cfg.critic)}
+        paid = {"extrinsic": council.objective(self, width, self._critic(), h.extrinsic), "novelty": Novelty(width, cfg.critic)}
         paid["novelty"].weight = h.novelty
         paid = {k: o for k, o in paid.items() if o.weight}
         actor = replace(cfg.actor, grad="reinforce")
-        policy = Policy(width, code, cfg.actor.policy)
+        policy = council.policy(self, width, code, cfg.actor.policy)
         manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
         near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
-        objectives = {"closeness": near, "extrinsic": Objective(self.view_width, cfg.critic, weight=h.task)}
+        objectives = {"closeness": near, "extrinsic": council.objective(self, self.view_width, cfg.critic, h.task)}
         objectives = {k: o for k, o in objectives.items() if o.weight}
         worker = Worker(behaviors["main"].policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
         return behaviors | {"main": worker, "manager": manager}
@@ -161,7 +160,7 @@ class Hierarchical(Dreamer):
     def renew(self, state: TensorDict, draws: Draws) -> TensorDict:
         """States (n,) with the manager's choice where one is due, and the clock moved on where there is one."""
         noise = draws.uniform("action/code", *state.batch_size, self.cfg.hierarchy.groups) if "action" not in draws.modes else None
-        if "clock" not in state.keys():
+        if "clock" not in state:
             due, self.moment = self.moment % self.hold == 0, self.moment + 1
             return state.copy().update(self.choose(state, noise)) if due else state
         now = (state["clock"] == 0).unsqueeze(-1)
@@ -175,7 +174,7 @@ class Hierarchical(Dreamer):
         return {"code": code, "subgoal": self.subgoals.decode(code).to(state["deter"].dtype)}
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
-        """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state but the first."""
+        """Adds `closeness` (N, H + 1) of each state to the subgoal in force when it was made for, and `novelty` of all but the first."""
         rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
         if h.closeness:
             rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))

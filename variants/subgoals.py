@@ -12,7 +12,6 @@ from ..core.nets import MLP, Linear
 from ..core.outputs import Categorical
 from .steering import Steer
 
-
 RATE = 0.01
 """Share of the newest update in the running mean and variance of states."""
 
