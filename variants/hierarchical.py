@@ -70,8 +70,8 @@ class Hierarchical(Dreamer):
     Config = HierarchicalConfig
     cfg: HierarchicalConfig
     exhibits = (pursuit,)
-    roams = True
-    """Whether the manager explores: beside members that disagree it is paid for that instead of for what its code cannot tell."""
+    leader, roams = "manager", True
+    """Who pursues commanded goals, and whether that one explores: beside members that disagree it is paid for that, not for its code."""
     promises = Promises(
         turn={"hierarchy.floor": (1e4,)},
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
@@ -98,14 +98,15 @@ class Hierarchical(Dreamer):
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
-        cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, super().view_width, super().build_behaviors()
+        cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, self.view_width - self.unled, super().build_behaviors()
         code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
         paid = {"extrinsic": council.objective(self, width, self._critic(), h.extrinsic), "novelty": Novelty(width, cfg.critic)}
         paid["novelty"].weight = h.novelty
-        paid = {k: o for k, o in paid.items() if o.weight}
         actor = replace(cfg.actor, grad="reinforce")
         policy = council.policy(self, width, code, cfg.actor.policy)
-        manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
+        manager = Manager(
+            policy, {k: o for k, o in paid.items() if o.weight}, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold
+        )
         near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
         objectives = {"closeness": near, "extrinsic": council.objective(self, self.view_width, cfg.critic, h.task)}
         objectives = {k: o for k, o in objectives.items() if o.weight}
@@ -133,8 +134,7 @@ class Hierarchical(Dreamer):
         """A clock at 0, so that the manager chooses at once; what it replaces is nothing. Dreams of replayed states need none."""
         found, h, lead = super().context(data, state, draws), self.cfg.hierarchy, state.batch_size
         zeros = torch.zeros(*lead, h.groups * h.codes + self.cfg.rssm.deter, device=state.device)
-        code, subgoal = zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1)
-        found.update({"code": code, "subgoal": subgoal})
+        found.update(dict(zip(("code", "subgoal"), zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1), strict=True)))
         return found if len(lead) == 2 else found.set("clock", torch.zeros(lead, dtype=torch.int64, device=state.device))
 
     def view(self, state: TensorDict) -> Tensor:
@@ -143,9 +143,14 @@ class Hierarchical(Dreamer):
         return torch.cat([seen, state["subgoal"]], -1) if "subgoal" in state else seen
 
     @property
+    def unled(self) -> int:
+        """Width of what only the worker sees: the subgoal."""
+        return self.cfg.rssm.deter
+
+    @property
     def view_width(self) -> int:
         """Of the worker's states: the subgoal's on top."""
-        return super().view_width + self.cfg.rssm.deter
+        return super().view_width + self.unled
 
     def act(self, state: TensorDict, draws: Draws) -> TensorDict:
         """Choose the next subgoal where it is due, then let the worker act towards the one in force."""

@@ -82,5 +82,6 @@ class Manager(Steered):
 
     def excerpt(self, dream: TensorDict, rewards: Mapping[str, Tensor]) -> tuple[TensorDict, Mapping[str, Tensor]]:
         """Decisions (N, H / K + 1)."""
-        paid = {k: segments.manager_reward(r, dream["cont"], self.hold, self.rate) for k, r in rewards.items()}
+        once = {k: getattr(o, "absorbing", False) for k, o in self.terms().items()}
+        paid = {k: segments.manager_reward(r, dream["cont"], self.hold, self.rate, once.get(k, False)) for k, r in rewards.items()}
         return segments.manager_view(dream, self.hold, self.rate), paid

@@ -174,6 +174,7 @@ def test_a_manager_measures_each_task_on_the_scale_of_its_own_returns() -> None:
         ("multitask+ensemble", "suite/world-grid4"),
         ("hierarchical+multitask", "suite/world-grid4"),
         ("ensemble+hierarchical", "world/fourrooms"),
+        ("goal+hierarchical", "world/fourrooms"),
     ],
 )
 def test_the_contract_is_kept(name: str, task: str) -> None:

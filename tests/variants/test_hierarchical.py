@@ -16,7 +16,7 @@ from polydream.core.config import ConfigError, override
 from polydream.core.nets import initialize
 from polydream.core.outputs import Categorical, Normal
 from polydream.core.rng import Draws
-from polydream.core.specs import Spec
+from polydream.core.specs import Space, Spec
 from polydream.eval.contract import check_variant
 from polydream.variants.hierarchical import Hierarchical
 from polydream.variants.segments import cut, held, manager_reward, manager_view, worker_view
@@ -105,6 +105,43 @@ def test_beside_a_pessimistic_ensemble_the_manager_pays_the_charge() -> None:
     dream = dreamed(agent)
     charge = free.rewards(dream)["extrinsic"] - agent.rewards(dream)["extrinsic"]
     torch.testing.assert_close(charge, 2 * agent.uncertainty(dream), rtol=1e-4, atol=1e-5)
+
+
+GOALS = Spec(obs={"x": Space(shape=(2,)), "goal_x": Space(shape=(2,))}, action={"action": Space(dtype="int32", classes=3)})
+
+
+def test_beside_goals_the_manager_pursues_what_was_commanded() -> None:
+    agent = together("goal+hierarchical", GOALS)
+    assert {k: set(b.terms()) for k, b in agent.behaviors.items()} == {"main": {"closeness"}, "manager": {"goal", "novelty"}}
+    assert {"manager/value/goal", "value/closeness"} <= agent.scales().keys() and "manager/value" not in agent.scales()
+    assert agent.scales()["reward"] == 0 and together("goal+hierarchical", GOALS, goal__extrinsic=0.5).scales()["reward"] == 1
+    own = agent.behaviors["manager"].terms()["goal"]
+    assert own.rate == pytest.approx(((1 - 1 / 33) / (1 - 1 / 333)) ** 4), "33 steps are 33 steps, whoever decides"
+    start = agent.initial(2).update(agent.context(batch(GOALS, 2)[:, 0], agent.initial(2), Draws(0)))
+    other = start.clone()
+    other["goal"] = other["goal"] + 1
+    manager = agent.behaviors["manager"].policy
+    for layer in manager.outs["code"].values():
+        torch.nn.init.normal_(layer.weight)
+    one, two = (manager(agent.view(s.exclude("subgoal")))["code"].log_probs for s in (start, other))
+    assert not torch.allclose(one, two), "it reads the goal"
+    metrics, _ = agent.update(batch(GOALS), agent.optimizer(), Draws(0))
+    assert bool(torch.isfinite(metrics["opt/loss"])) and "manager/rew/goal" in metrics
+    with pytest.raises(ConfigError, match="need critic.contdisc"):
+        together("goal+hierarchical", GOALS, critic__contdisc=False)
+
+
+def test_arriving_within_a_segment_pays_once() -> None:
+    """A goal met at steps 2 and 3 of the first segment and, a step later than alive for certain, in the second."""
+    reward, cont = torch.tensor([[9.0, 0, 1, 1, 0, 0, 0, 1, 0]]), torch.tensor([[1, 1, 1, 1, 1, 0.5, 1, 1, 1]])
+    assert manager_reward(reward, cont, 4, once=True).tolist() == [[0, 1, 0.5]]
+    assert manager_reward(reward, cont, 4).tolist() == [[0, 0.5, 0.125]]
+    agent = together("goal+hierarchical", GOALS)
+    dream = hand_made().set("cont", cont)
+    paid = agent.behaviors["manager"].excerpt(dream, {"goal": reward, "novelty": reward})[1]
+    assert paid["goal"].tolist() == [[0, 1, 0.5]] and paid["novelty"].tolist() == [[0, 0.5, 0.125]]
+    stays = together("goal+hierarchical", GOALS, goal__stay=True)
+    assert stays.behaviors["manager"].excerpt(dream, {"goal": reward})[1]["goal"].tolist() == [[0, 0.5, 0.125]]
 
 
 # ---------------------------------------------------------------------------------------------------- subgoals in time
