@@ -72,8 +72,10 @@ def pursuing(agent: Any, behaviors: dict[str, Behavior]) -> dict[str, Behavior]:
     lead, hold = behaviors[name], getattr(agent, "hold", 1)
     if hold > 1 and not agent.cfg.critic.contdisc:
         raise ConfigError("goals of a manager need critic.contdisc: its decisions are discounted by what their continuation holds")
-    width = agent.view_width - getattr(agent, "unled", 0)
-    own = GoalObjective(width, agent.cfg.critic, cfg.horizon, cfg.weight, absorbing=agent.kind == "match" and not cfg.stay)
+    width, usual = agent.view_width - getattr(agent, "unled", 0), lead.terms().get("extrinsic")
+    weight = cfg.weight * (usual.weight if usual else 0.0)  # a manager may care for no task at all
+    critic = usual.cfg if usual else agent.cfg.critic
+    own = GoalObjective(width, critic, cfg.horizon, weight, absorbing=agent.kind == "match" and not cfg.stay)
     own.rate **= hold
     kept = {k: o for k, o in lead.terms().items() if k != "extrinsic" or cfg.extrinsic}
     if task := kept.get("extrinsic"):
