@@ -47,7 +47,7 @@ class Play:
         agent, generator = self.agent, torch.Generator().manual_seed(self.seed)
         if choose is not None:
             agent.choose = choose
-        act, state, actions, seen, ends = agent.act, agent.initial(WORLDS), None, [], []
+        state, actions, seen, ends = agent.initial(WORLDS), None, [], []
         try:
             with Vector([self.make] * WORLDS, seed=self.seed) as worlds:
                 for t in range(steps):
@@ -64,7 +64,6 @@ class Play:
                         chosen, state["action"] = self._anything(generator)
                     actions = {k: np.where(_like(row["is_last"], v), np.zeros_like(v), v) for k, v in _arrays(chosen).items()}
         finally:
-            agent.act = act
             agent.__dict__.pop("choose", None)
         return torch.stack(seen, 1), torch.cat(ends)
 
@@ -107,6 +106,8 @@ def measure(agent: Any, make: Callable[[], Task], steps: int, seed: int) -> dict
     with torch.no_grad():
         states, _ = play.run(steps)
         told = {k: float(v) for k, v in code_metrics(agent.subgoals, states).items()}
+        use = agent.subgoals.encode(states).log_probs.exp().mean((0, 1))
+    told["perplexity_least"] = float((-(use * use.log()).sum(-1)).exp().min())
     rows, found = states.flatten(0, 1), told | {"target": agent.subgoals.beta.target}
     for name, random in (("closeness", False), ("random", True)):
         near = play.run(steps, visited(agent, rows, seed), random)[1]
