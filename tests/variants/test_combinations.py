@@ -35,6 +35,7 @@ SPEC = Spec(
 """Three tasks, the second with one action less."""
 
 COMBINATIONS = ["goal+multitask", "goal+ensemble", "multitask+ensemble", "goal+multitask+ensemble", "goal+goexplore+multitask+ensemble"]
+COMBINATIONS += ["goal+hierarchical", "ensemble+hierarchical", "hierarchical+multitask", "goal+hierarchical+multitask"]
 
 
 def make(name: str, settings: dict[str, Any] | None = None) -> Any:

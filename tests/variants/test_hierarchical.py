@@ -12,6 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polydream.core import registry
+from polydream.core.agent import Dreamer
+from polydream.core.behavior import Behavior
 from polydream.core.config import ConfigError, override
 from polydream.core.nets import initialize
 from polydream.core.outputs import Categorical, Normal
@@ -82,6 +84,15 @@ def together(name: str, spec: Spec = DISCRETE, **settings: Any) -> Any:
     for path, value in {"dream": 8, "hierarchy__hold": 4, "hierarchy__units": 16, **settings}.items():
         made = override(made, path.replace("__", "."), value)
     return cls(spec, made, 0)
+
+
+def test_whoever_takes_the_workers_place_is_refused() -> None:
+    class Flat(Hierarchical):
+        def build_behaviors(self) -> dict[str, Behavior]:
+            return super().build_behaviors() | {"main": Dreamer.build_behaviors(self)["main"]}
+
+    with pytest.raises(ConfigError, match="Flat: hierarchical acts by its worker"):
+        Flat(DISCRETE, make().cfg)
 
 
 def test_beside_an_ensemble_the_manager_is_paid_for_what_members_disagree_about() -> None:
