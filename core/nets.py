@@ -51,6 +51,10 @@ class Linear(nn.Linear):
         self.outscale = outscale
         super().__init__(inputs, outputs)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # Of states cut out of sequences torch would make one product per sequence, each with its own copy of the weight.
+        return super().forward(x.contiguous())
+
     def reset_parameters(self) -> None:
         """Nothing at construction: `initialize` does it once names are known."""
 

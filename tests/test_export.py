@@ -86,7 +86,7 @@ def test_context_is_part_of_the_state() -> None:
     assert list(goal.noise) == ["posterior", "action"], "a commanded goal is not drawn"
     assert "task" in suite.observation and "task" in suite.state
     manager = PolicyStep(of("hierarchical", VECTOR))
-    assert {"clock", "code", "subgoal"} <= set(manager.state) and list(manager.noise) == ["posterior", "action", "action#1"]
+    assert {"clock", "code", "subgoal"} <= set(manager.state) and list(manager.noise) == ["posterior", "action/code", "action"]
     assert PolicyStep(of("goal", VECTOR)).noise["goal"].axis == 1, "drawn as (2, n)"
 
 

@@ -1,8 +1,11 @@
 """Layers: rewritten convolutions equal the plain ones, start values depend on names only."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, initialize, norm
 
@@ -64,3 +67,21 @@ def test_unknown_names_are_refused_with_the_choices() -> None:
         norm("batch", 3)
     with pytest.raises(ValueError, match="silu"):
         activation("swish")
+
+
+def test_states_cut_out_of_sequences_are_one_product() -> None:
+    """Not one for each sequence, each with its own copy of the weight."""
+
+    class Products(TorchDispatchMode):
+        seen: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            self.seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    layer, cut = Linear(4, 3), torch.randn(5, 9, 4)[:, ::4]
+    initialize(layer, 0)
+    with Products() as products:
+        found = layer(cut)
+    assert torch.equal(found, layer(cut.contiguous()))
+    assert any("addmm" in name for name in products.seen) and not any("bmm" in name for name in products.seen)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import maths
-from ..core.behavior import CriticConfig, Judgement, Objective
+from ..core.behavior import Behavior, CriticConfig, Judgement, Objective
+from ..core.config import ConfigError
 from ..core.outputs import Output
 
 
@@ -54,3 +56,29 @@ class GoalObjective(Objective):
             return judged
         going = F.pad(torch.cumprod(1 - reward[:, 1:-1], 1), (1, 0), value=1.0)
         return judged._replace(loss=judged.loss * going, advantage=judged.advantage * going)
+
+
+def leader(agent: Any) -> str:
+    """Name of the behavior that pursues goals: who acts, or where a part names another, a manager, that one."""
+    return getattr(agent, "leader", "main")
+
+
+def pursuing(agent: Any, behaviors: dict[str, Behavior]) -> dict[str, Behavior]:
+    """Behaviors whose leader climbs `goal` instead of the task's reward, or beside it where that has a weight. agent: a Goal.
+
+    A leader who decides every K steps has the same horizon in steps, so its discount is that of one step to the K.
+    """
+    cfg, name = agent.cfg.goal, leader(agent)
+    lead, hold = behaviors[name], getattr(agent, "hold", 1)
+    if hold > 1 and not agent.cfg.critic.contdisc:
+        raise ConfigError("goals of a manager need critic.contdisc: its decisions are discounted by what their continuation holds")
+    width, usual = agent.view_width - getattr(agent, "unled", 0), lead.terms().get("extrinsic")
+    weight = cfg.weight * (usual.weight if usual else 0.0)  # a manager may care for no task at all
+    critic = usual.cfg if usual else agent.cfg.critic
+    own = GoalObjective(width, critic, cfg.horizon, weight, absorbing=agent.kind == "match" and not cfg.stay)
+    own.rate **= hold
+    kept = {k: o for k, o in lead.terms().items() if k != "extrinsic" or cfg.extrinsic}
+    if task := kept.get("extrinsic"):
+        task.weight, task.replay = cfg.extrinsic, None
+    lead.objectives = nn.ModuleDict({"goal": own, **kept})
+    return behaviors

@@ -37,7 +37,8 @@ class Ensemble(Thompson):
     exhibits = (doubts,)
     promises = Promises(
         neutral={"ensemble.kind": "heads", "ensemble.use": "measure", "ensemble.stop": 0.0},
-        turn={"ensemble.stop": (0.9,)},
+        turn={"ensemble.stop": (0.9,), "ensemble.until": (1,)}
+        | {"ensemble.intrinsic": (2.0,), "ensemble.extrinsic": (1.0,), "ensemble.episodes": (1.0,)},
         beside={
             "ensemble.pessimism": {"ensemble.use": "pessimism"},
             "ensemble.stop": {"ensemble.use": "measure"},
@@ -47,10 +48,15 @@ class Ensemble(Thompson):
     )
 
     @property
-    def explores(self) -> bool:
-        """Whether there is an explorer."""
+    def curious(self) -> bool:
+        """Whether somebody is paid for disagreement."""
         e = self.cfg.ensemble
         return e.use == "explore" and e.dreams > 0 and e.kind != "worlds"
+
+    @property
+    def explores(self) -> bool:
+        """Whether there is an explorer. Where another part has a policy that `roams`, a manager, it is the one that is paid."""
+        return self.curious and not getattr(self, "roams", False)
 
     def build(self) -> dict[str, nn.Module]:
         """Adds `disagreement`, or replaces `rssm` by one with several prior heads."""
@@ -74,9 +80,10 @@ class Ensemble(Thompson):
         """Gives the acting behavior a second policy, where there is an explorer."""
         behaviors, e = super().build_behaviors(), self.cfg.ensemble
         main = behaviors["main"]
-        if e.use == "pessimism" and "extrinsic" not in main.terms():
+        if e.use == "pessimism" and not any("extrinsic" in b.terms() for b in behaviors.values()):
             raise ConfigError(f"ensemble.use=pessimism charges the task's reward, but the policy climbs {', '.join(main.terms())}")
         if not self.explores:
+            e.refuse_explorer(self.curious)
             return behaviors
         novel = Novelty(self.view_width, self.cfg.critic)
         return behaviors | {"main": Explorer(main, NAME, novel, e.intrinsic, e.extrinsic, super().view_width)}

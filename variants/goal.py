@@ -95,15 +95,8 @@ class Goal(Dreamer):
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """The policy that acts climbs the goal's reward. Replay teaches its critics nothing: another goal was pursued there."""
-        behaviors, cfg = super().build_behaviors(), self.cfg.goal
-        if not cfg.weight:
-            return behaviors
-        main, absorbing = behaviors["main"], self.kind == "match" and not cfg.stay
-        own = arrival.GoalObjective(self.view_width, self.cfg.critic, cfg.horizon, cfg.weight, absorbing=absorbing)
-        task = main.terms() if cfg.extrinsic else {}
-        for objective in task.values():
-            objective.weight, objective.replay = cfg.extrinsic, None
-        return behaviors | {"main": Behavior(main.policy, {"goal": own, **task}, main.cfg)}
+        behaviors = super().build_behaviors()
+        return arrival.pursuing(self, behaviors) if self.cfg.goal.weight else behaviors
 
     def scales(self) -> dict[str, float]:
         """Adds achieved, distance and value/goal; what the task's own reward would train goes unless it has a weight."""
@@ -111,8 +104,11 @@ class Goal(Dreamer):
         named |= {"achieved": cfg.fit} | ({"distance": cfg.fit} if self.kind == "distance" else {})
         if not cfg.weight:
             return named
-        named |= {"value/goal": named["value"]} | ({} if cfg.extrinsic else {"reward": 0.0})
-        return {k: v for k, v in named.items() if k != "repval" and (k != "value" or cfg.extrinsic)}
+        # In a hierarchy the manager pursues goals, and its losses have a prefix.
+        lead = arrival.leader(self)
+        value, used = "value" if lead == "main" else f"{lead}/value", any("extrinsic" in b.terms() for b in self.behaviors.values())  # type: ignore[operator]
+        named |= {f"{value}/goal": self.cfg.scales.value} | ({} if used else {"reward": 0.0})
+        return {k: v for k, v in named.items() if k != "repval" and (k != value or cfg.extrinsic)}
 
     def prepare(self, batch: TensorDict, draws: Draws) -> TensorDict:
         """An episode that ended because its goal was reached would not have ended for any other goal."""

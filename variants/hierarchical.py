@@ -9,15 +9,16 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from ..core import maths
 from ..core.agent import Dreamer
-from ..core.behavior import Behavior, CriticConfig, Objective
+from ..core.behavior import Behavior, CriticConfig
 from ..core.config import ConfigError
-from ..core.heads import Policy
 from ..core.knobs import Config
 from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.specs import Space, Spec
-from . import pursuits, segments
+from . import council, pursuits, segments
+from .arrival import GoalObjective
 from .explorer import Novelty
 from .levels import Manager, Worker
 from .subgoals import Subgoals, closeness
@@ -31,12 +32,14 @@ class HierarchyConfig:
     hold: int = 0  # K, steps that a subgoal is held, a divisor of the dream; 0 takes the largest up to 8
     groups: int = 8  # of the code
     codes: int = 8  # classes of each group
-    layers: int = 2  # dense units of encoder and decoder of subgoals
-    units: int = 64  # width of each
+    layers: int = 1  # dense units of encoder and decoder of subgoals
+    units: int = 128  # width of each
     share: float = 0.6  # of the nats that a code can tell, how much it is to tell of a state
     extrinsic: float = 1.0  # manager: weight of the task's reward
+    floor: float = 0.01  # manager: least scale of the task's returns, which are means over K steps
     novelty: float = 0.1  # manager: weight of what the code cannot tell yet
     closeness: float = 1.0  # worker: weight of nearness to the subgoal
+    horizon: int = 33  # worker: of the critic of closeness, discount 1 - 1 / horizon
     task: float = 0.0  # worker: weight of the task's reward beside it
     manager_entropy: float = 0.5  # share of the greatest entropy that the manager's is steered to
     worker_entropy: float = 0.5  # likewise the worker's
@@ -67,13 +70,18 @@ class Hierarchical(Dreamer):
     Config = HierarchicalConfig
     cfg: HierarchicalConfig
     exhibits = (pursuit,)
+    leader, roams = "manager", True
+    """Who pursues commanded goals, and whether that one explores: beside members that disagree it is paid for that, not for its code."""
     promises = Promises(
+        turn={"hierarchy.floor": (1e4,)},
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
-        exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy"),
+        exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy")
+        | {"state/clock": "dreams of replayed states keep step without one"},
     )
 
     def __init__(self, spec: Spec, cfg: HierarchicalConfig, seed: int = 0) -> None:
         self.hold = segments.held(cfg.dream, cfg.hierarchy.hold)
+        self.moment = 0  # step of the dream that is being made
         super().__init__(spec, cfg, seed)
         if not isinstance(self.main, Worker):
             raise ConfigError(f"{type(self).__name__}: hierarchical acts by its worker, and another part puts a policy of its own there")
@@ -90,23 +98,24 @@ class Hierarchical(Dreamer):
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
-        cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, super().view_width, super().build_behaviors()
+        cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, self.view_width - self.unled, super().build_behaviors()
         code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
-        paid = {"extrinsic": Objective(width, self._critic(), weight=h.extrinsic), "novelty": Novelty(width, cfg.critic)}
+        paid = {"extrinsic": council.objective(self, width, self._critic(), h.extrinsic), "novelty": Novelty(width, cfg.critic)}
         paid["novelty"].weight = h.novelty
-        paid = {k: o for k, o in paid.items() if o.weight}
         actor = replace(cfg.actor, grad="reinforce")
-        policy = Policy(width, code, cfg.actor.policy)
-        manager = Manager(policy, paid, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold)
-        weights = {k: w for k, w in {"closeness": h.closeness, "extrinsic": h.task}.items() if w}
-        objectives = {k: Objective(self.view_width, cfg.critic, weight=w) for k, w in weights.items()}
+        policy = council.policy(self, width, code, cfg.actor.policy)
+        manager = Manager(
+            policy, {k: o for k, o in paid.items() if o.weight}, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold
+        )
+        near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
+        objectives = {"closeness": near, "extrinsic": council.objective(self, self.view_width, cfg.critic, h.task)}
+        objectives = {k: o for k, o in objectives.items() if o.weight}
         worker = Worker(behaviors["main"].policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)
         return behaviors | {"main": worker, "manager": manager}
 
     def _critic(self) -> CriticConfig:
-        """The manager's, whose rewards are means of K: the floor of their scale is that of sums."""
-        norm = self.cfg.critic.retnorm
-        return replace(self.cfg.critic, retnorm=replace(norm, limit=norm.limit / self.hold))
+        """The manager's. With the floor of flat returns, 1, a rare reward would weigh less than novelty, whose scale has none."""
+        return replace(self.cfg.critic, retnorm=replace(self.cfg.critic.retnorm, limit=self.cfg.hierarchy.floor))
 
     def scales(self) -> dict[str, float]:
         """Adds subgoals, which share nothing with the rest and so weigh 1, and what either level learns by."""
@@ -122,12 +131,11 @@ class Hierarchical(Dreamer):
         return batch if noise is None else batch.set("noise", noise)
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
-        """A clock at 0, so that the manager chooses at once; what it replaces is nothing."""
+        """A clock at 0, so that the manager chooses at once; what it replaces is nothing. Dreams of replayed states need none."""
         found, h, lead = super().context(data, state, draws), self.cfg.hierarchy, state.batch_size
         zeros = torch.zeros(*lead, h.groups * h.codes + self.cfg.rssm.deter, device=state.device)
-        code, subgoal = zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1)
-        clock = torch.zeros(lead, dtype=torch.int64, device=state.device)
-        return found.update({"code": code, "subgoal": subgoal, "clock": clock})
+        found.update(dict(zip(("code", "subgoal"), zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1), strict=True)))
+        return found if len(lead) == 2 else found.set("clock", torch.zeros(lead, dtype=torch.int64, device=state.device))
 
     def view(self, state: TensorDict) -> Tensor:
         """What actor and critic see, and the subgoal where the state has one: (*, F + D). The manager's states have none."""
@@ -135,29 +143,50 @@ class Hierarchical(Dreamer):
         return torch.cat([seen, state["subgoal"]], -1) if "subgoal" in state else seen
 
     @property
+    def unled(self) -> int:
+        """Width of what only the worker sees: the subgoal."""
+        return self.cfg.rssm.deter
+
+    @property
     def view_width(self) -> int:
         """Of the worker's states: the subgoal's on top."""
-        return super().view_width + self.cfg.rssm.deter
+        return super().view_width + self.unled
 
     def act(self, state: TensorDict, draws: Draws) -> TensorDict:
         """Choose the next subgoal where it is due, then let the worker act towards the one in force."""
         return super().act(self.renew(state, draws), draws)
 
+    def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:
+        """Dreams whose start has no clock begin with a choice, all at once: when the next is due is known without looking."""
+        self.moment = 0
+        return super().imagine(start, draws)
+
     @torch.no_grad()
     def renew(self, state: TensorDict, draws: Draws) -> TensorDict:
-        """States (n,) with the manager's choice where the clock stands at 0, and the clock moved on."""
-        due = (state["clock"] == 0).unsqueeze(-1)
-        code = self.behaviors["manager"].policy(self.view(state.exclude("subgoal")))["code"].sample(draws, "action")  # type: ignore[operator]
-        subgoal = torch.where(due, self.subgoals.decode(code), state["subgoal"])
-        renewed = {"code": torch.where(due, code, state["code"]), "subgoal": subgoal, "clock": (state["clock"] + 1) % self.hold}
-        return state.copy().update(renewed)
+        """States (n,) with the manager's choice where one is due, and the clock moved on where there is one."""
+        noise = draws.uniform("action/code", *state.batch_size, self.cfg.hierarchy.groups) if "action" not in draws.modes else None
+        if "clock" not in state:
+            due, self.moment = self.moment % self.hold == 0, self.moment + 1
+            return state.copy().update(self.choose(state, noise)) if due else state
+        now = (state["clock"] == 0).unsqueeze(-1)
+        renewed = {k: torch.where(now, v, state[k]) for k, v in self.choose(state, noise).items()}
+        return state.copy().update(renewed | {"clock": (state["clock"] + 1) % self.hold})
+
+    def choose(self, state: TensorDict, noise: Tensor | None) -> dict[str, Tensor]:
+        """The manager's `code` (n, S * C) for states, drawn with noise (n, S), or its likeliest, and the `subgoal` (n, D) that it means."""
+        dist = self.behaviors["manager"].policy(self.view(state.exclude("subgoal")))["code"]  # type: ignore[operator]
+        code = maths.sample_onehot(dist.log_probs.exp(), noise).flatten(-2)
+        return {"code": code, "subgoal": self.subgoals.decode(code).to(state["deter"].dtype)}
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
-        """Adds `closeness` of each state (N, H + 1) to the subgoal in force when it was made for, and `novelty` of each state."""
-        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"].float()
+        """Adds `closeness` (N, H + 1) of each state to the subgoal in force when it was made for, and `novelty` of all but the first."""
+        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
         if h.closeness:
-            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1], deter[:, 1:]), (1, 0))
-        return rewards | ({"novelty": self.subgoals.novelty(deter).float()} if h.novelty else {})
+            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))
+        if h.novelty:
+            members = getattr(self, "curious", False)
+            rewards["novelty"] = self.uncertainty(dream) if members else F.pad(self.subgoals.novelty(deter[:, 1:]), (1, 0))  # type: ignore[operator]
+        return rewards
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""

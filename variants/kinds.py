@@ -46,6 +46,19 @@ class EnsembleConfig:
                 "a member for each episode"
             )
 
+    def refuse_explorer(self, replaced: bool) -> None:
+        """Raise ConfigError for a knob of the explorer that was turned, where another policy has `replaced` it."""
+        usual = type(self)()
+        for knob in ("intrinsic", "extrinsic", "episodes", "until") if replaced else ():
+            if getattr(self, knob) != getattr(usual, knob):
+                raise ConfigError(
+                    f"ensemble.{knob} is the explorer's, and here the manager explores: hierarchy.novelty says what it is paid"
+                )
+        if replaced and self.dreams not in (0, usual.dreams):
+            raise ConfigError(
+                f"ensemble.dreams={self.dreams:g} is the explorer's share, and here the manager explores: only 0 says something"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleAgentConfig(Config):

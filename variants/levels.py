@@ -48,6 +48,13 @@ class Steered(Behavior):
                 found.append((dist.std.log().mean(-1) - low) / (high - low))
         return torch.stack(found).mean(0)
 
+    def combine(self, advantages: Mapping[str, Tensor]) -> Tensor:
+        """As the base, of what each advantage has beyond its mean (Hafner et al. 2022, appendix).
+
+        A critic whose value still grows calls every action good, and that would drown the little that tells them apart.
+        """
+        return super().combine({k: a - a.detach().mean() for k, a in advantages.items()})
+
     def temperature(self, dists: Mapping[str, Output], update: bool = True) -> Tensor:
         """The steered weight of the entropy."""
         return self.steer(self.randomness(dists), update)
@@ -65,6 +72,8 @@ class Worker(Steered):
 
     def excerpt(self, dream: TensorDict, rewards: Mapping[str, Tensor]) -> tuple[TensorDict, Mapping[str, Tensor]]:
         """Segments (H / K * N, K + 1)."""
+        # What is cut is copied, and `joined` holds both halves of the latent.
+        dream = dream.exclude("code", "clock", *(("deter", "stoch") if "joined" in dream else ()))
         return segments.worker_view(dream, self.hold, self.rate), {k: segments.cut(r, self.hold) for k, r in rewards.items()}
 
 
@@ -73,5 +82,6 @@ class Manager(Steered):
 
     def excerpt(self, dream: TensorDict, rewards: Mapping[str, Tensor]) -> tuple[TensorDict, Mapping[str, Tensor]]:
         """Decisions (N, H / K + 1)."""
-        paid = {k: segments.manager_reward(r, dream["cont"], self.hold, self.rate) for k, r in rewards.items()}
+        once = {k: getattr(o, "absorbing", False) for k, o in self.terms().items()}
+        paid = {k: segments.manager_reward(r, dream["cont"], self.hold, self.rate, once.get(k, False)) for k, r in rewards.items()}
         return segments.manager_view(dream, self.hold, self.rate), paid

@@ -59,11 +59,13 @@ def manager_view(dream: TensorDict, hold: int, rate: float = 1.0) -> TensorDict:
     return chosen.set("cont", torch.cat([cont[:, :1], going], 1))
 
 
-def manager_reward(reward: Tensor, cont: Tensor, hold: int, rate: float = 1.0) -> Tensor:
+def manager_reward(reward: Tensor, cont: Tensor, hold: int, rate: float = 1.0, once: bool = False) -> Tensor:
     """Reward (N, H / K + 1) of each decision: the mean over its K steps, each weighted by the product of `cont` before it.
 
-    reward, cont (N, H + 1). Entry k + 1 is for the steps k K + 1 ... (k + 1) K. A mean, so that its scale does not depend on K.
+    reward, cont (N, H + 1). Entry k + 1 is for the steps k K + 1 ... (k + 1) K. A mean, so that its scale does not depend on K. once: the
+    greatest instead, for a reward after which nothing follows.
     """
     live = (cont[:, 1:] * rate).unflatten(1, (-1, hold))
     before = F.pad(torch.cumprod(live[..., :-1], -1), (1, 0), value=1.0)
-    return F.pad((reward[:, 1:].unflatten(1, (-1, hold)) * before).mean(-1), (1, 0))
+    paid = reward[:, 1:].unflatten(1, (-1, hold)) * before
+    return F.pad(paid.amax(-1) if once else paid.mean(-1), (1, 0))

@@ -35,6 +35,7 @@ SPEC = Spec(
 """Three tasks, the second with one action less."""
 
 COMBINATIONS = ["goal+multitask", "goal+ensemble", "multitask+ensemble", "goal+multitask+ensemble", "goal+goexplore+multitask+ensemble"]
+COMBINATIONS += ["goal+hierarchical", "ensemble+hierarchical", "hierarchical+multitask", "goal+hierarchical+multitask"]
 
 
 def make(name: str, settings: dict[str, Any] | None = None) -> Any:
@@ -123,9 +124,59 @@ def test_prior_heads_do_not_take_the_place_of_dynamics_that_hear_the_task() -> N
     assert agent.update(steps(), agent.optimizer(), Draws(0))[0]["opt/skipped"] == 0
 
 
+def managed(settings: dict[str, Any] | None = None) -> Any:
+    """A hierarchy over three tasks, two subgoals a dream."""
+    return make("hierarchical+multitask", {"hierarchy": {"hold": 2, "units": 16}, **(settings or {})})
+
+
+def test_every_task_has_a_manager_of_its_own_and_all_share_the_worker() -> None:
+    agent, data = managed(), steps()
+    post = posterior(agent, data)
+    manager, worker = agent.behaviors["manager"].policy, agent.main.policy
+    assert len(manager) == 3 and not isinstance(worker, torch.nn.ModuleList)
+    seen = agent.view(post.exclude("subgoal")).detach()
+    told = manager(seen)["code"].log_probs
+    for task in range(3):
+        own = post["task"] == task
+        bare = manager.mark.read(seen)[0]
+        torch.testing.assert_close(told[own], manager[task](bare)["code"].log_probs[own])
+    with torch.no_grad():
+        torch.testing.assert_close(manager(seen)["code"].log_probs, told)
+
+
+def test_a_manager_whose_task_is_absent_is_left_where_it_is() -> None:
+    agent = managed()
+    optimizer = agent.optimizer()
+    agent.update(steps(), optimizer, Draws(0))  # moments are there from now on
+    before = [{k: v.clone() for k, v in p.state_dict().items()} for p in agent.behaviors["manager"].policy]
+    data = steps()
+    data["task"] = torch.zeros_like(data["task"])
+    agent.update(data, optimizer, Draws(0, 1))
+    same = [
+        all(torch.equal(v, old[k]) for k, v in p.state_dict().items())
+        for p, old in zip(agent.behaviors["manager"].policy, before, strict=True)
+    ]
+    assert same == [False, True, True]
+
+
+def test_a_manager_measures_each_task_on_the_scale_of_its_own_returns() -> None:
+    agent = managed()
+    terms = agent.behaviors["manager"].terms()
+    assert [type(o).__name__ for o in terms.values()] == ["TaskObjective", "Novelty"]
+    shared = managed({"multitask": {"returns": "shared"}}).behaviors["manager"].terms()["extrinsic"]
+    assert not shared.scales and terms["extrinsic"].scales, "the second task's mask needs the number, so it is a TaskObjective still"
+
+
 @pytest.mark.parametrize(
     ("name", "task"),
-    [("goal+multitask", "suite/world-grid4"), ("goal+ensemble", "world/fourrooms"), ("multitask+ensemble", "suite/world-grid4")],
+    [
+        ("goal+multitask", "suite/world-grid4"),
+        ("goal+ensemble", "world/fourrooms"),
+        ("multitask+ensemble", "suite/world-grid4"),
+        ("hierarchical+multitask", "suite/world-grid4"),
+        ("ensemble+hierarchical", "world/fourrooms"),
+        ("goal+hierarchical", "world/fourrooms"),
+    ],
 )
 def test_the_contract_is_kept(name: str, task: str) -> None:
     """All of it but the knobs, which `polydream check-variant` turns, in half a minute for each."""

@@ -12,11 +12,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from polydream.core import registry
+from polydream.core.agent import Dreamer
+from polydream.core.behavior import Behavior
 from polydream.core.config import ConfigError, override
 from polydream.core.nets import initialize
 from polydream.core.outputs import Categorical, Normal
 from polydream.core.rng import Draws
-from polydream.core.specs import Spec
+from polydream.core.specs import Space, Spec
 from polydream.eval.contract import check_variant
 from polydream.variants.hierarchical import Hierarchical
 from polydream.variants.segments import cut, held, manager_reward, manager_view, worker_view
@@ -75,20 +77,82 @@ def test_it_is_registered_and_learns_with_actions_of_every_kind() -> None:
             assert all(bool(torch.isfinite(v).all()) for v in metrics.values())
 
 
-def test_whoever_takes_the_workers_place_is_refused() -> None:
-    def build(name: str, **settings: str) -> Any:
-        cls = registry.variant(name)
-        cfg: Any = replace(cls.Config(), **{f.name: getattr(tiny(), f.name) for f in fields(tiny()) if f.name != "dream"})
-        for path, value in settings.items():
-            cfg = override(cfg, path.replace("__", "."), value)
-        return cls(DISCRETE, cfg, 0)
+def together(name: str, spec: Spec = DISCRETE, **settings: Any) -> Any:
+    """A tiny agent of a combination that dreams 8 steps and holds subgoals for 4, with settings by path."""
+    cls, cfg = registry.variant(name), tiny()
+    made: Any = replace(cls.Config(), **{f.name: getattr(cfg, f.name) for f in fields(cfg)})
+    for path, value in {"dream": 8, "hierarchy__hold": 4, "hierarchy__units": 16, **settings}.items():
+        made = override(made, path.replace("__", "."), value)
+    return cls(spec, made, 0)
 
-    for name in ("hierarchical+goal", "ensemble+hierarchical"):
-        with pytest.raises(ConfigError, match="hierarchical acts by its worker"):
-            build(name)
-    agent = build("ensemble+hierarchical", ensemble__use="measure")
+
+def test_whoever_takes_the_workers_place_is_refused() -> None:
+    class Flat(Hierarchical):
+        def build_behaviors(self) -> dict[str, Behavior]:
+            return super().build_behaviors() | {"main": Dreamer.build_behaviors(self)["main"]}
+
+    with pytest.raises(ConfigError, match="Flat: hierarchical acts by its worker"):
+        Flat(DISCRETE, make().cfg)
+
+
+def test_beside_an_ensemble_the_manager_is_paid_for_what_members_disagree_about() -> None:
+    agent = together("ensemble+hierarchical")
+    dream = dreamed(agent)
+    rewards = agent.rewards(dream)
+    assert torch.equal(rewards["novelty"], agent.uncertainty(dream)) and "disagreement" not in rewards
+    assert set(agent.behaviors) == {"main", "manager"} and set(agent.main.terms()) == {"closeness"}, "nobody explores but the manager"
     metrics, _ = agent.update(batch(DISCRETE), agent.optimizer(), Draws(0))
-    assert bool(torch.isfinite(metrics["opt/loss"])) and {"loss/disagreement", "loss/manager/policy"} <= metrics.keys()
+    assert {"loss/disagreement", "loss/manager/value/novelty"} <= metrics.keys() and bool(torch.isfinite(metrics["opt/loss"]))
+    plain = together("ensemble+hierarchical", ensemble__use="measure")
+    dream = dreamed(plain)
+    assert torch.equal(plain.rewards(dream)["novelty"][:, 1:], plain.subgoals.novelty(dream["deter"][:, 1:]))
+    for knob, value in {"intrinsic": 2.0, "extrinsic": 1.0, "episodes": 1.0, "until": 1, "dreams": 1.0}.items():
+        with pytest.raises(ConfigError, match=f"ensemble.{knob}.* here the manager explores"):
+            together("ensemble+hierarchical", **{f"ensemble__{knob}": value})
+
+
+def test_beside_a_pessimistic_ensemble_the_manager_pays_the_charge() -> None:
+    agent, free = (together("ensemble+hierarchical", ensemble__use="pessimism", ensemble__pessimism=p) for p in (2.0, 0.0))
+    dream = dreamed(agent)
+    charge = free.rewards(dream)["extrinsic"] - agent.rewards(dream)["extrinsic"]
+    torch.testing.assert_close(charge, 2 * agent.uncertainty(dream), rtol=1e-4, atol=1e-5)
+
+
+GOALS = Spec(obs={"x": Space(shape=(2,)), "goal_x": Space(shape=(2,))}, action={"action": Space(dtype="int32", classes=3)})
+
+
+def test_beside_goals_the_manager_pursues_what_was_commanded() -> None:
+    agent = together("goal+hierarchical", GOALS)
+    assert {k: set(b.terms()) for k, b in agent.behaviors.items()} == {"main": {"closeness"}, "manager": {"goal", "novelty"}}
+    assert {"manager/value/goal", "value/closeness"} <= agent.scales().keys() and "manager/value" not in agent.scales()
+    assert agent.scales()["reward"] == 0 and together("goal+hierarchical", GOALS, goal__extrinsic=0.5).scales()["reward"] == 1
+    own = agent.behaviors["manager"].terms()["goal"]
+    assert own.rate == pytest.approx(((1 - 1 / 33) / (1 - 1 / 333)) ** 4), "33 steps are 33 steps, whoever decides"
+    start = agent.initial(2).update(agent.context(batch(GOALS, 2)[:, 0], agent.initial(2), Draws(0)))
+    other = start.clone()
+    other["goal"] = other["goal"] + 1
+    manager = agent.behaviors["manager"].policy
+    for layer in manager.outs["code"].values():
+        torch.nn.init.normal_(layer.weight)
+    one, two = (manager(agent.view(s.exclude("subgoal")))["code"].log_probs for s in (start, other))
+    assert not torch.allclose(one, two), "it reads the goal"
+    metrics, _ = agent.update(batch(GOALS), agent.optimizer(), Draws(0))
+    assert bool(torch.isfinite(metrics["opt/loss"])) and "manager/rew/goal" in metrics
+    with pytest.raises(ConfigError, match="need critic.contdisc"):
+        together("goal+hierarchical", GOALS, critic__contdisc=False)
+
+
+def test_arriving_within_a_segment_pays_once() -> None:
+    """A goal met at steps 2 and 3 of the first segment and, a step later than alive for certain, in the second."""
+    reward, cont = torch.tensor([[9.0, 0, 1, 1, 0, 0, 0, 1, 0]]), torch.tensor([[1, 1, 1, 1, 1, 0.5, 1, 1, 1]])
+    assert manager_reward(reward, cont, 4, once=True).tolist() == [[0, 1, 0.5]]
+    assert manager_reward(reward, cont, 4).tolist() == [[0, 0.5, 0.125]]
+    agent = together("goal+hierarchical", GOALS)
+    dream = hand_made().set("cont", cont)
+    paid = agent.behaviors["manager"].excerpt(dream, {"goal": reward, "novelty": reward})[1]
+    assert paid["goal"].tolist() == [[0, 1, 0.5]] and paid["novelty"].tolist() == [[0, 0.5, 0.125]]
+    stays = together("goal+hierarchical", GOALS, goal__stay=True)
+    assert stays.behaviors["manager"].excerpt(dream, {"goal": reward})[1]["goal"].tolist() == [[0, 0.5, 0.125]]
 
 
 # ---------------------------------------------------------------------------------------------------- subgoals in time
@@ -126,6 +190,44 @@ def test_subgoals_are_held_k_steps_and_begin_anew_with_every_episode() -> None:
             assert len({tuple(g.tolist()) for g in goals}) == math.ceil((end - start) / 4), "codes drawn anew differ here"
             if start:
                 assert not torch.equal(goals[0], lived["subgoal"][row, start - 1]), "the last episode's subgoal is gone"
+
+
+def test_a_dream_asks_the_manager_only_where_a_choice_is_due_and_is_as_one_that_looks_at_the_clock() -> None:
+    """Acting looks at every row's clock, a dream of replayed states knows: same states, same noise, the same to the bit."""
+    agent, asked = make(actor__policy__outscale=1.0), []
+    agent.behaviors["manager"].policy.register_forward_hook(lambda *_: asked.append(1))
+    data = batch(DISCRETE, 6, 2)
+    state, steps, previous = agent.replay_context(data, 1)
+    with torch.no_grad():
+        post = agent.rssm.observe(agent.encode(steps), previous, steps["is_first"], state, Draws(0)).exclude("logits")
+        known = agent.imagine(post.clone().update(agent.context(steps, post, Draws(0))).reshape(-1), Draws(1))
+        assert len(asked) == 3, "of nine states those at 0, 4 and 8"
+        first = post[:, 0]
+        looked = agent.imagine(first.clone().update(agent.context(steps[:, 0], first, Draws(0))), Draws(1))
+        assert len(asked) == 3 + 9 and "clock" in looked and "clock" not in known
+        for key in ("code", "subgoal", "deter", "stoch", "cont"):
+            assert torch.equal(known[key], looked[key]), key
+        assert torch.equal(known["action", "action"], looked["action", "action"])
+        # By hand, as the world does it: act, step, act, step.
+        walked, draws = first.clone().update(agent.context(steps[:, 0], first, Draws(0))), Draws(1)
+        for t in range(9):
+            walked = agent.act(walked, draws)
+            assert torch.equal(walked["subgoal"], known["subgoal"][:, t]) and torch.equal(walked["code"], known["code"][:, t])
+            assert torch.equal(walked["action", "action"], known["action", "action"][:, t])
+            walked = walked.update(agent.rssm.step(walked, agent._joined(walked["action"]), draws))
+
+
+def test_a_dream_from_amid_a_segment_ends_that_segment_first() -> None:
+    agent = make()
+    data = batch(DISCRETE, 3, 2)
+    state, steps, previous = agent.replay_context(data, 1)
+    with torch.no_grad():
+        post = agent.rssm.observe(agent.encode(steps), previous, steps["is_first"], state, Draws(0)).exclude("logits")[:, 0]
+        start = post.update(agent.context(steps[:, 0], post, Draws(0)))
+        start["clock"] = torch.tensor([0, 1, 3])
+        goals = agent.imagine(start, Draws(1))["subgoal"]
+    changes = [[t for t in range(1, 9) if not torch.equal(row[t], row[t - 1])] for row in goals]
+    assert changes == [[4, 8], [3, 7], [1, 5]]
 
 
 def test_codes_are_one_of_each_group_and_subgoals_what_they_decode_to() -> None:
@@ -169,7 +271,32 @@ def test_novelty_is_the_error_of_the_likeliest_code() -> None:
     agent = make()
     dream = dreamed(agent)
     told = agent.subgoals.again(dream["deter"])
-    assert torch.allclose(agent.rewards(dream)["novelty"], (told - dream["deter"]).square().mean(-1), atol=1e-6)
+    assert torch.allclose(agent.rewards(dream)["novelty"][:, 1:], (told - dream["deter"]).square().mean(-1)[:, 1:], atol=1e-6)
+
+
+def test_levels_learn_from_what_an_advantage_has_beyond_its_mean() -> None:
+    agent = make(hierarchy__novelty=0.5)
+    manager: Any = agent.behaviors["manager"]
+    told = {"extrinsic": torch.tensor([[1.0, 3.0]]), "novelty": torch.tensor([[10.0, 14.0]])}
+    assert manager.combine(told).tolist() == [[-2.0, 2.0]], "(1 - 2) + 0.5 (10 - 12)"
+    advantage = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    agent.main.combine({"closeness": advantage}).sum().backward()
+    assert advantage.grad is not None and advantage.grad.tolist() == [[1.0, 1.0]], "through the dynamics the mean carries no gradient"
+
+
+@pytest.mark.parametrize("contdisc", [True, False])
+def test_closeness_has_a_horizon_of_its_own(contdisc: bool) -> None:
+    """One step, then nothing but the value 1: discounted by 1 - 1 / 5, which `cont` holds at the task's rate or not at all."""
+    agent = make(hierarchy__horizon=5, critic__horizon=10, critic__contdisc=contdisc)
+    near = agent.main.terms()["closeness"]
+    cont = torch.full((1, 2), 0.9 if contdisc else 1.0)
+    returns, _ = near.returns(torch.zeros(1, 2), cont, torch.ones(1, 2), torch.ones(1, 2))
+    assert returns.tolist() == [[pytest.approx(0.8)]]
+
+
+def test_the_managers_scale_has_a_floor_of_its_own() -> None:
+    terms: Any = make(hierarchy__floor=0.25).behaviors["manager"].terms()
+    assert float(terms["extrinsic"].retnorm.stats()[1]) == 0.25
 
 
 # ---------------------------------------------------------------------------------------------------- views
@@ -336,8 +463,32 @@ def test_the_kl_is_that_to_the_uniform_code() -> None:
     assert made.capacity == pytest.approx(2 * math.log(4))
     assert made.loss(state, noise, update=False).item() == pytest.approx(5.0, abs=1e-5), "a uniform code costs no nats"
     made.encoder[1].bias.data = torch.tensor([50.0, 0, 0, 0] * 2)
-    assert made.loss(state, noise, update=False).item() == pytest.approx(5.0 + 0.1 * made.capacity, abs=1e-4)
+    assert made.loss(state, noise, update=False).item() == pytest.approx(5.0 + 0.01 * made.capacity, abs=1e-4)
     assert made.novelty(state).item() == pytest.approx(5.0 / 4)
+
+
+def test_the_code_sees_states_in_their_own_units_whatever_their_size() -> None:
+    """A decoder that tells nothing costs 1, the whole variance; moved and scaled states cost the same; looking changes nothing."""
+    noise, states = torch.rand(8, 8), torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+
+    def cost(x: Tensor) -> tuple[float, Subgoals]:
+        made = Subgoals(4, groups=8, codes=8, units=8, layers=1, share=0.0, speed=0.1)
+        initialize(made, 0)
+        made.beta.weight.zero_()
+        made.beta.bounds = (0.0, 0.0)
+        return float(made.loss(x, noise).mean().detach()), made
+
+    plain, made = cost(states)
+    assert torch.allclose(made.center, states.mean(0), atol=1e-6)
+    assert float(made.spread) == pytest.approx(float((states - states.mean(0)).square().sum(-1).mean()))
+    assert cost(0.01 * states + 5)[0] == pytest.approx(plain, rel=1e-3)
+    before = {k: v.clone() for k, v in made.state_dict().items()}
+    made.loss(states + 3, noise, update=False)
+    assert all(torch.equal(v, before[k]) for k, v in made.state_dict().items())
+    torch.nn.init.zeros_(made.decoder[1].weight)
+    torch.nn.init.zeros_(made.decoder[1].bias)
+    assert float(made.loss(states, noise, update=False).mean()) == pytest.approx(1.0, abs=1e-5)
+    assert torch.allclose(made.novelty(states), (made.again(states) - states).square().mean(-1), atol=1e-6)
 
 
 def test_a_code_learns_to_tell_states_at_its_target_of_nats() -> None:
