@@ -3,6 +3,7 @@
 Trains in a world of rooms where some cells are held out: they are never commanded and never become goals in hindsight. Judges
 training goals, held-out goals, and the control in which every row is told another row's goal; prints one line of JSON with the
 random policy's success beside it, and writes goals.json and goals.png (reached in green, missed in red; held-out goals last).
+World `oneroom` starts in one of the four rooms and commands no other: `--variant benchmarks.goals:Held+ensemble` explores the rest.
 From rendered images with `--set env.obs=pixels env.size=32`. Where a distance was learned, its rank correlation with the true one.
 """
 
@@ -41,8 +42,9 @@ COMMON = {
     "agent.optim.lr": 1e-3,
     "agent.starts": 8,
 }
-DEFAULTS = {"fourrooms": {"steps": 5000, "random": 500, "ratio": 128}, "rooms25": {"steps": 30_000, "random": 1000, "ratio": 32}}
-HELD = {"fourrooms": 12, "rooms25": 25}
+FEW = {"steps": 5000, "random": 500, "ratio": 128}
+DEFAULTS = {"fourrooms": FEW, "oneroom": FEW, "rooms25": {"steps": 30_000, "random": 1000, "ratio": 32}}
+HELD = {"fourrooms": 12, "oneroom": 12, "rooms25": 25}
 """How many cells are held out."""
 
 
@@ -69,6 +71,10 @@ class Told(Grid):
         choice = self._open[(self._open != not_at).any(1)]
         return choice[self._rng.integers(len(choice))]
 
+    def judged(self, cell: np.ndarray) -> bool:
+        """Whether success is measured at a cell."""
+        return True
+
 
 class HeldRooms(Told, FourRooms):
     """Four rooms, starting anywhere."""
@@ -76,6 +82,23 @@ class HeldRooms(Told, FourRooms):
     def _start(self) -> None:
         self._goal = self._aim(np.array([-1, -1]))
         self._cell = self._draw(not_at=self._goal)
+
+
+class OneRoom(HeldRooms):
+    """Four rooms, starting in the top left one and never commanded to leave it. Success is measured at all goals outside of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._room = np.array([s for s in self._spots if not self.judged(s)])
+        self._open = np.array([s for s in self._open if not self.judged(s)])
+
+    def judged(self, cell: np.ndarray) -> bool:
+        """Beyond the walls of the first room, whose doors count as outside."""
+        return bool((cell >= 5).any())
+
+    def _start(self) -> None:
+        self._cell = self._room[self._rng.integers(len(self._room))]
+        self._goal = self._aim(self._cell)
 
 
 class HeldRooms25(Told, Rooms25):
@@ -95,21 +118,22 @@ class HeldRooms25(Told, Rooms25):
         return super()._vectors() | place(self._goal, "goal_")
 
 
-WORLDS: dict[str, Callable[..., Any]] = {"fourrooms": HeldRooms, "rooms25": HeldRooms25}
+WORLDS: dict[str, Callable[..., Any]] = {"fourrooms": HeldRooms, "oneroom": OneRoom, "rooms25": HeldRooms25}
 
 
 def rooms(world: str = "fourrooms", seed: int = 0, goal: int = -1, obs: str = "vector", size: int = 64) -> Task:
     """The task of a run: `--task benchmarks.goals:rooms`. In pixels goals are pictures of the agent standing there."""
     common = Common(seed=seed, obs=obs, size=size)
-    if common.pixels and world != "fourrooms":
-        raise ValueError(f"{world} has no pictures of goals: leave env.obs at vector, or choose fourrooms")
+    if common.pixels and world == "rooms25":
+        raise ValueError("rooms25 has no pictures of goals: leave env.obs at vector, or choose fourrooms")
     task: Task = WORLDS[world](f"world/{world}", common, goal=goal, **({"seen": False} if common.pixels else {}))
     return task
 
 
-def rooms_of(spec: Spec) -> Callable[..., Task]:
-    """`rooms` as an agent of this spec knows them."""
-    return partial(rooms, **_kind(spec))
+def rooms_of(spec: Spec, world: str = "") -> Callable[..., Task]:
+    """`rooms` as an agent of this spec sees them; where it starts anywhere, unless a world is named."""
+    kind = _kind(spec)
+    return partial(rooms, **{**kind, "world": world or kind["world"]})
 
 
 def _kind(spec: Spec) -> dict[str, Any]:
@@ -143,13 +167,14 @@ def goals_of(make: Callable[..., Task]) -> tuple[list[int], list[int]]:
     """Numbers of the training cells and of the held-out ones."""
     probe: Any = make()
     held = {tuple(c) for c in held_out(probe._spots, HELD[probe.name.rpartition("/")[2]])}
-    numbers = {tuple(s): i for i, s in enumerate(probe._spots)}
-    return [i for s, i in numbers.items() if s not in held], [numbers[h] for h in sorted(held)]
+    numbers = {tuple(s): i for i, s in enumerate(probe._spots) if probe.judged(s)}
+    return [i for s, i in numbers.items() if s not in held], [numbers[h] for h in sorted(held & numbers.keys())]
 
 
-def judge(player: Player | RandomPlayer, *, episodes: int, seed: int, pictures: bool = False) -> tuple[dict[str, Any], list[Attempt]]:
+def judge(
+    player: Player | RandomPlayer, make: Callable[..., Task], *, episodes: int, seed: int, pictures: bool = False
+) -> tuple[dict[str, Any], list[Attempt]]:
     """Success at training and held-out goals and under goals that are not one's own; path length over the shortest, on successes."""
-    make = rooms_of(player.spec)
     trained, held = goals_of(make)
     found: dict[str, Any] = {}
     shown: list[Attempt] = []
@@ -190,10 +215,11 @@ def main() -> None:
         fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"world={args.world}", "log.mlflow": False, "threads": 1}
         train(resolve(chosen, {**fixed, **settings}))
     player = load(args.dir, code=[args.variant, "benchmarks.goals:rooms"])
-    found, shown = judge(player, episodes=args.episodes, seed=args.seed, pictures=True)
+    make = rooms_of(player.spec, args.world)
+    found, shown = judge(player, make, episodes=args.episodes, seed=args.seed, pictures=True)
     if "distance" in player.agent.nets:
-        found |= agreement(player.agent, rooms_of(player.spec)())
-    chance, _ = judge(RandomPlayer(player.spec, args.seed), episodes=args.episodes, seed=args.seed)
+        found |= agreement(player.agent, make())
+    chance, _ = judge(RandomPlayer(player.spec, args.seed), make, episodes=args.episodes, seed=args.seed)
     result = {"world": args.world, "seed": args.seed, **settings, **found, "chance": chance["trained"], "chance_held": chance["held"]}
     (args.dir / "goals.json").write_text(json.dumps(result) + "\n")
     Image.fromarray(goal_grid(shown, 10)).resize((800, -(-len(shown) // 10) * 80)).save(args.dir / "goals.png")

@@ -46,6 +46,17 @@ def test_held_out_cells_are_never_goals_in_training(kind: dict[str, Any]) -> Non
     assert told and not told & set(held)
 
 
+def test_one_room_is_where_all_begins_and_what_is_judged_lies_outside() -> None:
+    task: Any = rooms("oneroom")
+    trained, held = goals_of(lambda **goal: rooms("oneroom", **goal))
+    inside = {n for n, s in enumerate(task._spots) if s.max() < 5}
+    assert len(inside) == 16 and len(held) == 7 and not inside & {*trained, *held} and len({*trained, *held}) == 68 - 16
+    for n in (*trained, *held, -1, -1, -1):
+        told: Any = rooms("oneroom", goal=n, seed=n + 9)
+        told.reset()
+        assert told._cell.max() < 5 and (told._goal.max() < 5) == (n < 0)
+
+
 def test_pictures_of_goals_are_goals_and_show_none() -> None:
     task: Any = rooms(obs="pixels", size=32)
     assert task.spec.goals == {"goal_image": "image"} and set(task.spec.obs) == {"image", "goal_image"}
