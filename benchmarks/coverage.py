@@ -1,4 +1,4 @@
-"""How much of a world an explorer sees: `python -m benchmarks.coverage [--seed 0] [--intrinsic 1] [--steps 5000] [--out DIR]`.
+"""How much of a world an explorer sees: `python -m benchmarks.coverage [--seed 0] [--intrinsic 1] [--set key=value ...] [--out DIR]`.
 
 Trains `ensemble` on world/rooms25 with the explorer acting in every episode and prints the share of the 665 cells that were
 visited, beside that of uniformly random actions. `--intrinsic 0` is the control: the same two policies, nothing paid for
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
 
 from polydream.core.presets import resolve
 from polydream.core.registry import task
 from polydream.core.rng import Draws
 from polydream.core.train import Trainer
 from polydream.tasks.grids import rooms
-from polydream.tasks.world import MOVES
+
+from .distances import replayed, walks
 
 FREE = rooms(5, 5)
 TASK = "world/rooms25"
@@ -62,29 +62,19 @@ def explore(steps: int, seed: int, settings: dict[str, Any]) -> tuple[np.ndarray
             return visits, doubts(trainer.agent)
 
 
-def doubts(agent: Any, walks: int = 2, length: int = 24, settled: int = 4) -> np.ndarray:
+def doubts(agent: Any, count: int = 2, length: int = 24, settled: int = 4) -> np.ndarray:
     """Disagreement about what follows each cell, mean over steps of short random walks from every cell: (rows, columns).
 
     A recurrent model that is put down in a cell knows less than one that walked there, so the first `settled` steps do not count.
     """
-    rng = np.random.default_rng(0)
-    cells = np.repeat(np.argwhere(FREE), walks, 0)
-    actions = rng.integers(0, 5, (len(cells), length))
-    places = np.empty((len(cells), length, 2), int)
-    for t in range(length):
-        places[:, t] = cells
-        there = cells + np.array(MOVES)[actions[:, t]]
-        cells = np.where(FREE[there[:, 0], there[:, 1]][:, None], there, cells)
-    flags = {k: torch.zeros(places.shape[:2], dtype=torch.bool) for k in ("is_first", "is_last", "is_terminal")}
-    flags["is_first"][:, 0] = True
-    obs = {"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}
-    batch = TensorDict({"obs": obs, "action": {"action": torch.from_numpy(actions)}, **flags}, places.shape[:2])
+    places, actions = walks(FREE, np.repeat(np.argwhere(FREE), count, 0), length)
+    batch = replayed({"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}, actions)
     left = agent.measure(batch, Draws(0))[:, settled + 1 :].numpy()  # entry t is about the way from t - 1 to t
-    total, count = np.zeros(FREE.shape), np.zeros(FREE.shape)
+    total, number = np.zeros(FREE.shape), np.zeros(FREE.shape)
     where = tuple(places[:, settled:-1].reshape(-1, 2).T)
     np.add.at(total, where, left.ravel())
-    np.add.at(count, where, 1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    np.add.at(number, where, 1)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
 def picture(visits: np.ndarray, doubt: np.ndarray, path: Path) -> None:
@@ -112,6 +102,7 @@ def main() -> None:
     parser.add_argument("--kind", default="heads", help="agent.ensemble.kind")
     parser.add_argument("--prior", type=float, default=1.0, help="agent.ensemble.prior")
     parser.add_argument("--ratio", type=float, default=48.0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     parser.add_argument("--out", type=Path, help="folder for the map and the numbers")
     given = parser.parse_args()
     settings = {
@@ -119,7 +110,8 @@ def main() -> None:
         "agent.ensemble.prior": given.prior,
         "agent.ensemble.dreams": 0.75, "agent.starts": 4, "batch": 16, "length": 16, "ratio": given.ratio,
     }  # fmt: skip
-    visits, doubt = explore(given.steps, given.seed, settings)
+    further = dict(s.split("=", 1) for s in given.set)
+    visits, doubt = explore(given.steps, given.seed, settings | further)
     random = random_visits(given.steps, given.seed)
     row = {
         "seed": given.seed,
@@ -128,6 +120,7 @@ def main() -> None:
         "intrinsic": given.intrinsic,
         "prior": given.prior,
         "ratio": given.ratio,
+        **further,
     }
     row |= {"coverage": float((visits > 0).sum() / FREE.sum()), "random": float((random > 0).sum() / FREE.sum())}
     never = FREE & (visits == 0)

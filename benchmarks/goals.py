@@ -3,16 +3,17 @@
 Trains in a world of rooms where some cells are held out: they are never commanded and never become goals in hindsight. Judges
 training goals, held-out goals, and the control in which every row is told another row's goal; prints one line of JSON with the
 random policy's success beside it, and writes goals.json and goals.png (reached in green, missed in red; held-out goals last).
+World `oneroom` starts in one of the four rooms and commands no other: `--variant benchmarks.goals:Held+ensemble` explores the rest.
+From rendered images with `--set env.obs=pixels env.size=32`. Where a distance was learned, its rank correlation with the true one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ from tensordict import TensorDict
 
 from polydream.core.player import Player, load
 from polydream.core.presets import resolve
-from polydream.core.specs import Task
+from polydream.core.rng import seed_for
+from polydream.core.specs import Spec, Task
 from polydream.core.train import train
 from polydream.eval.goals import Attempt, attempt, goal_grid
 from polydream.eval.rollout import RandomPlayer
 from polydream.tasks.base import Common
 from polydream.tasks.grids import FourRooms, Grid, Rooms25, place, places
-from polydream.tasks.world import MOVES
 from polydream.variants.goal import Goal
+
+from .distances import agreement, steps_away
 
 COMMON = {
     "batch": 16,
@@ -39,8 +42,9 @@ COMMON = {
     "agent.optim.lr": 1e-3,
     "agent.starts": 8,
 }
-DEFAULTS = {"fourrooms": {"steps": 5000, "random": 500, "ratio": 128}, "rooms25": {"steps": 30_000, "random": 1000, "ratio": 32}}
-HELD = {"fourrooms": 12, "rooms25": 25}
+FEW = {"steps": 5000, "random": 500, "ratio": 128}
+DEFAULTS = {"fourrooms": FEW, "oneroom": FEW, "rooms25": {"steps": 30_000, "random": 1000, "ratio": 32}}
+HELD = {"fourrooms": 12, "oneroom": 12, "rooms25": 25}
 """How many cells are held out."""
 
 
@@ -67,6 +71,10 @@ class Told(Grid):
         choice = self._open[(self._open != not_at).any(1)]
         return choice[self._rng.integers(len(choice))]
 
+    def judged(self, cell: np.ndarray) -> bool:
+        """Whether success is measured at a cell."""
+        return True
+
 
 class HeldRooms(Told, FourRooms):
     """Four rooms, starting anywhere."""
@@ -74,6 +82,23 @@ class HeldRooms(Told, FourRooms):
     def _start(self) -> None:
         self._goal = self._aim(np.array([-1, -1]))
         self._cell = self._draw(not_at=self._goal)
+
+
+class OneRoom(HeldRooms):
+    """Four rooms, starting in the top left one and never commanded to leave it. Success is measured at all goals outside of it."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._room = np.array([s for s in self._spots if not self.judged(s)])
+        self._open = np.array([s for s in self._open if not self.judged(s)])
+
+    def judged(self, cell: np.ndarray) -> bool:
+        """Beyond the walls of the first room, whose doors count as outside."""
+        return bool((cell >= 5).any())
+
+    def _start(self) -> None:
+        self._cell = self._room[self._rng.integers(len(self._room))]
+        self._goal = self._aim(self._cell)
 
 
 class HeldRooms25(Told, Rooms25):
@@ -93,13 +118,38 @@ class HeldRooms25(Told, Rooms25):
         return super()._vectors() | place(self._goal, "goal_")
 
 
-WORLDS: dict[str, Callable[..., Any]] = {"fourrooms": HeldRooms, "rooms25": HeldRooms25}
+WORLDS: dict[str, Callable[..., Any]] = {"fourrooms": HeldRooms, "oneroom": OneRoom, "rooms25": HeldRooms25}
 
 
-def rooms(world: str = "fourrooms", seed: int = 0, goal: int = -1) -> Task:
-    """The task of a run: `--task benchmarks.goals:rooms`."""
-    task: Task = WORLDS[world](f"world/{world}", Common(seed=seed), goal=goal)
+def rooms(world: str = "fourrooms", seed: int = 0, goal: int = -1, obs: str = "vector", size: int = 64) -> Task:
+    """The task of a run: `--task benchmarks.goals:rooms`. In pixels goals are pictures of the agent standing there."""
+    common = Common(seed=seed, obs=obs, size=size)
+    if common.pixels and world == "rooms25":
+        raise ValueError("rooms25 has no pictures of goals: leave env.obs at vector, or choose fourrooms")
+    task: Task = WORLDS[world](f"world/{world}", common, goal=goal, **({"seen": False} if common.pixels else {}))
     return task
+
+
+def rooms_of(spec: Spec, world: str = "") -> Callable[..., Task]:
+    """`rooms` as an agent of this spec sees them; where it starts anywhere, unless a world is named."""
+    kind = _kind(spec)
+    return partial(rooms, **{**kind, "world": world or kind["world"]})
+
+
+def _kind(spec: Spec) -> dict[str, Any]:
+    if "image" in spec.obs:
+        return {"world": "fourrooms", "obs": "pixels", "size": spec.obs["image"].shape[0]}
+    return {"world": "fourrooms" if spec.obs["y"].classes == 11 else "rooms25"}
+
+
+@lru_cache
+def held_out_sights(**kind: Any) -> dict[str, torch.Tensor]:
+    """What an agent sees in held-out cells (count, *shape), by key."""
+    make = partial(rooms, **kind)
+    probe = make()
+    _, numbers = goals_of(make)
+    told = [make(goal=n).reset(0)["obs"] for n in numbers]
+    return {a: torch.as_tensor(np.stack([t[d] for t in told])) for d, a in probe.spec.goals.items()}
 
 
 class Held(Goal):
@@ -107,60 +157,46 @@ class Held(Goal):
 
     def eligible(self, batch: TensorDict) -> torch.Tensor:
         """Steps in cells that are not held out, bool (B, T)."""
-        at = batch["obs", "y"].long() * 1000 + batch["obs", "x"].long()
-        rows, columns = (self.spec.obs[k].classes for k in ("y", "x"))
-        world = "fourrooms" if rows == 11 else "rooms25"
-        probe: Any = rooms(world)
-        cells = held_out(probe._spots, HELD[world])
-        assert probe._free.shape == (rows, columns)
-        return ~torch.isin(at, torch.as_tensor(cells @ [1000, 1], device=at.device))
+        shown = held_out_sights(**_kind(self.spec))
+        lead = (*batch.batch_size, next(iter(shown.values())).shape[0], -1)
+        same = [(batch["obs", k].unsqueeze(2) == v.to(batch.device)).reshape(lead).all(-1) for k, v in shown.items()]
+        return ~torch.stack(same).all(0).any(-1)
 
 
-def steps_away(free: np.ndarray, cell: Sequence[int]) -> np.ndarray:
-    """Fewest steps (rows, columns) to a cell, -1 where there is no way: breadth-first."""
-    far = np.full(free.shape, -1)
-    far[tuple(cell)] = 0
-    queue = deque([tuple(cell)])
-    while queue:
-        here = queue.popleft()
-        for move in MOVES[1:]:
-            there = (here[0] + move[0], here[1] + move[1])
-            if free[there] and far[there] < 0:
-                far[there] = far[here] + 1
-                queue.append(there)
-    return far
-
-
-def goals_of(world: str) -> tuple[list[int], list[int]]:
+def goals_of(make: Callable[..., Task]) -> tuple[list[int], list[int]]:
     """Numbers of the training cells and of the held-out ones."""
-    probe: Any = rooms(world)
-    held = {tuple(c) for c in held_out(probe._spots, HELD[world])}
-    numbers = {tuple(s): i for i, s in enumerate(probe._spots)}
-    return [i for s, i in numbers.items() if s not in held], [numbers[h] for h in sorted(held)]
+    probe: Any = make()
+    held = {tuple(c) for c in held_out(probe._spots, HELD[probe.name.rpartition("/")[2]])}
+    numbers = {tuple(s): i for i, s in enumerate(probe._spots) if probe.judged(s)}
+    return [i for s, i in numbers.items() if s not in held], [numbers[h] for h in sorted(held & numbers.keys())]
 
 
 def judge(
-    player: Player | RandomPlayer, world: str, *, episodes: int, seed: int, pictures: bool = False
+    player: Player | RandomPlayer, make: Callable[..., Task], *, episodes: int, seed: int, pictures: bool = False
 ) -> tuple[dict[str, Any], list[Attempt]]:
     """Success at training and held-out goals and under goals that are not one's own; path length over the shortest, on successes."""
-    trained, held = goals_of(world)
+    trained, held = goals_of(make)
     found: dict[str, Any] = {}
     shown: list[Attempt] = []
-    free = rooms(world)._free  # type: ignore[attr-defined]
     for name, numbers in (("trained", trained), ("held", held), ("shuffled", trained)):
-        makers = [partial(rooms, world, goal=g) for g in numbers] * episodes
+        makers = [partial(make, goal=g) for g in numbers] * episodes
         told = [(i + len(numbers) // 2) % len(makers) for i in range(len(makers))] if name == "shuffled" else None
         tries = attempt(player, makers, seed=seed, told=told, pictures=pictures and name != "shuffled")
         shown += tries[: len(numbers)] if name != "shuffled" else []
-        ways = [t.steps / _shortest(free, t) for t in tries if t.steps]
+        ways = [
+            t.steps / _shortest(maker(), seed_for(seed, "goals", i))
+            for i, (t, maker) in enumerate(zip(tries, makers, strict=True))
+            if t.steps
+        ]
         found[name] = round(float(np.mean([t.reached for t in tries])), 3)
         found[f"{name}_path"] = round(float(np.mean(ways)), 2) if ways else None
     return found, shown
 
 
-def _shortest(free: np.ndarray, one: Attempt) -> int:
-    at = {k: int(v) for k, v in one.first.items()}
-    return int(steps_away(free, (at["goal_y"], at["goal_x"]))[at["y"], at["x"]])
+def _shortest(task: Any, seed: int) -> int:
+    """Steps from where the episode of this seed begins to its goal."""
+    task.reset(seed)
+    return int(steps_away(task._free, task._goal)[tuple(task._cell)])
 
 
 def main() -> None:
@@ -178,10 +214,12 @@ def main() -> None:
         chosen = {"variant": args.variant, "task": "benchmarks.goals:rooms", "preset": "laptop"}
         fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"world={args.world}", "log.mlflow": False, "threads": 1}
         train(resolve(chosen, {**fixed, **settings}))
-    found, shown = judge(
-        load(args.dir, code=[args.variant, "benchmarks.goals:rooms"]), args.world, episodes=args.episodes, seed=args.seed, pictures=True
-    )
-    chance, _ = judge(RandomPlayer(rooms(args.world).spec, args.seed), args.world, episodes=args.episodes, seed=args.seed)
+    player = load(args.dir, code=[args.variant, "benchmarks.goals:rooms"])
+    make = rooms_of(player.spec, args.world)
+    found, shown = judge(player, make, episodes=args.episodes, seed=args.seed, pictures=True)
+    if "distance" in player.agent.nets:
+        found |= agreement(player.agent, make())
+    chance, _ = judge(RandomPlayer(player.spec, args.seed), make, episodes=args.episodes, seed=args.seed)
     result = {"world": args.world, "seed": args.seed, **settings, **found, "chance": chance["trained"], "chance_held": chance["held"]}
     (args.dir / "goals.json").write_text(json.dumps(result) + "\n")
     Image.fromarray(goal_grid(shown, 10)).resize((800, -(-len(shown) // 10) * 80)).save(args.dir / "goals.png")

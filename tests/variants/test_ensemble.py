@@ -131,6 +131,38 @@ def test_the_loss_of_the_heads_touches_nothing_else() -> None:
     assert not any(p.requires_grad for p in agent.nets["disagreement"].fixed.parameters()), "prior functions are never trained"
 
 
+def trained_heads(times: float = 1.0, **rates: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Weights of all members, one flat vector each, before and after three updates in which member 1 has `times` its gradient."""
+    cfg = config()
+    agent = Ensemble(VECTOR, replace(cfg, optim=replace(cfg.optim, groups="split", **rates)), 0)
+    optimizer, members = agent.optimizer(), agent.nets["disagreement"].learned
+
+    def flat() -> list[torch.Tensor]:
+        return [torch.cat([p.detach().flatten() for p in m.parameters()]) for m in members]
+
+    before = flat()
+    for parameter in members[1].parameters():
+        parameter.register_hook(lambda gradient: gradient * times)
+    for step in range(3):
+        agent.update(batch(VECTOR), optimizer, Draws(0, step))
+    return before, flat()
+
+
+def test_heads_move_at_the_models_rate() -> None:
+    """A known implementation reads the critic's settings here."""
+    for rates, moves in (
+        ({"lr_model": 1e-3, "lr_actor": 0.0, "lr_critic": 0.0}, True),
+        ({"lr_model": 0.0, "lr_actor": 1.0, "lr_critic": 1.0}, False),
+    ):
+        before, after = trained_heads(**rates)
+        assert [not torch.equal(b, a) for b, a in zip(before, after, strict=True)] == [moves] * len(before)
+
+
+def test_one_members_enormous_gradient_holds_back_no_other() -> None:
+    (_, usual), (_, disturbed) = trained_heads(), trained_heads(times=1e6)
+    assert [torch.equal(u, d) for u, d in zip(usual, disturbed, strict=True)] == [k != 1 for k in range(len(usual))]
+
+
 def test_heads_are_given_the_action_of_the_same_step() -> None:
     """The next latent is the action taken here: learnable from a_t, nothing but its variance from a_{t-1}."""
     generator = torch.Generator().manual_seed(0)

@@ -1,0 +1,98 @@
+"""The benchmark of goals: which cells are held out, from numbers and from pictures, and what counts as a learned distance."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+
+from benchmarks.distances import agreement, steps_away, walks
+from benchmarks.goals import Held, goals_of, rooms, rooms_of
+from polydream.core.config import override
+from tests.fixtures import tiny
+
+KINDS = [{}, {"obs": "pixels", "size": 32}, {"world": "rooms25"}]
+
+
+def agent(reward: str, **kind: Any) -> Held:
+    """An untrained agent of these rooms."""
+    base = tiny()
+    cfg = replace(Held.Config(), **{f.name: getattr(base, f.name) for f in fields(base)})
+    for codec in ("encoder", "decoder"):
+        cfg = override(override(cfg, f"{codec}.mults", (2, 3, 4)), f"{codec}.depth", 2)
+    return Held(rooms(**kind).spec, override(cfg, "goal.reward", reward), 0)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["numbers", "pictures", "rooms25"])
+def test_held_out_cells_are_never_goals_in_training(kind: dict[str, Any]) -> None:
+    made = agent("auto", **kind)
+    make = rooms_of(made.spec)
+    trained, held = goals_of(make)
+    cells = [*held, *trained]
+    shown = [make(goal=n).reset(0)["obs"] for n in cells]
+    obs = {a: torch.as_tensor(np.stack([s[d] for s in shown]))[None] for d, a in made.spec.goals.items()}
+    allowed = made.eligible(TensorDict({"obs": obs}, [1, len(cells)]))
+    assert allowed[0].tolist() == [False] * len(held) + [True] * len(trained)
+    commanding: Any = make(seed=1)
+    spots = {tuple(s): n for n, s in enumerate(commanding._spots)}
+    told = set()
+    for _ in range(200):
+        commanding.reset()
+        told.add(spots[tuple(commanding._goal)])
+    assert told and not told & set(held)
+
+
+def test_one_room_is_where_all_begins_and_what_is_judged_lies_outside() -> None:
+    task: Any = rooms("oneroom")
+    trained, held = goals_of(lambda **goal: rooms("oneroom", **goal))
+    inside = {n for n, s in enumerate(task._spots) if s.max() < 5}
+    assert len(inside) == 16 and len(held) == 7 and not inside & {*trained, *held} and len({*trained, *held}) == 68 - 16
+    for n in (*trained, *held, -1, -1, -1):
+        told: Any = rooms("oneroom", goal=n, seed=n + 9)
+        told.reset()
+        assert told._cell.max() < 5 and (told._goal.max() < 5) == (n < 0)
+
+
+def test_pictures_of_goals_are_goals_and_show_none() -> None:
+    task: Any = rooms(obs="pixels", size=32)
+    assert task.spec.goals == {"goal_image": "image"} and set(task.spec.obs) == {"image", "goal_image"}
+    seen = task.reset(0)["obs"]
+    other: Any = rooms(obs="pixels", size=32)
+    other.reset(0)
+    other._cell = task._goal
+    assert np.array_equal(other._observe()["image"], seen["goal_image"])
+    with pytest.raises(ValueError, match="rooms25 has no pictures of goals"):
+        rooms("rooms25", obs="pixels")
+
+
+def test_a_true_distance_agrees_and_one_that_is_blind_does_not() -> None:
+    made, task = agent("distance"), rooms()
+    free, cells = task._free, task._spots  # type: ignore[attr-defined]
+    far = np.stack([steps_away(free, c) for c in cells])
+    numbers = np.full(free.shape, 0)
+    numbers[tuple(cells.T)] = np.arange(len(cells))
+    ways = torch.as_tensor(far)
+
+    class Counted(torch.nn.Module):
+        """Steps between the cells that two embeddings stand for: x and y, each one-hot."""
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            (ax, ay), (bx, by) = ((e[..., :11].argmax(-1), e[..., 11:].argmax(-1)) for e in torch.broadcast_tensors(a, b))
+            return ways[torch.as_tensor(numbers)[ay, ax], by, bx].float()
+
+    made.nets["distance"] = Counted()
+    found = agreement(made, task)
+    assert found["rank"] == found["rank_near"] == 1.0
+    assert abs(found["rank_latent"]) < 0.5, "an untrained model does not know where it is"
+
+
+def test_walks_keep_to_the_floor_one_step_at_a_time() -> None:
+    task: Any = rooms()
+    ways, actions = walks(task._free, task._spots, length=12)
+    assert ways.shape == (len(task._spots), 12, 2) and actions.shape == ways.shape[:2]
+    assert bool(task._free[tuple(np.moveaxis(ways, -1, 0))].all())
+    assert int(np.abs(np.diff(ways, axis=1)).sum(-1).max()) == 1
