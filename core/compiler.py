@@ -21,7 +21,7 @@ def prepare() -> Path | None:
     container empties and which others can write to; here it lies in the user's own cache, unless that cannot be written to.
     """
     # One code path serves layers of many widths; the default allows eight.
-    torch.compiler.config.recompile_limit = 256  # type: ignore[assignment]
+    torch.compiler.config.recompile_limit = 256
     if CACHE not in os.environ:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polydream" / "compiled"
         try:
