@@ -1,7 +1,7 @@
 """Policy steps compiled as a whole: one function of tensors, traced from the agent's own.
 
 A policy step is some two hundred small operations on a few rows; calling them one by one costs more than computing them. The step
-is traced once for every shape it is called with. What depends on weights alone (casts, layouts) is a function of its own, called
+is traced once for every shape it is called with again. What depends on weights alone (casts, layouts) is a function of its own, called
 again only after the weights have changed; the rest goes to the compiler.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call, functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from . import compiler
 from .rng import Asked, Draws, Given
 
 Step = Callable[[TensorDict, TensorDict, Draws], tuple[TensorDict, TensorDict]]
@@ -35,6 +36,7 @@ class CompiledPolicy:
     """
 
     def __init__(self, agent: nn.Module, step: Step) -> None:
+        compiler.prepare()
         self.agent, self.step = agent, step
         self._traced: dict[Hashable, _Traced | None] = {}
 
@@ -43,32 +45,43 @@ class CompiledPolicy:
         shapes = tuple((side, k, v.shape, v.dtype) for side, found in leaves.items() for k, v in found.items())
         key = (self.agent.training, tuple(sorted(draws.modes.items())), shapes)
         if key not in self._traced:
-            self._traced[key] = self._trace(data, state, draws)
+            return self._first(key, data, state, draws)
         traced = self._traced[key]
         return self.step(data, state, draws) if traced is None else traced(leaves["data"], leaves["state"], draws)
 
-    def _trace(self, data: TensorDict, state: TensorDict, draws: Draws) -> _Traced | None:
+    def _first(self, key: Hashable, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
+        """A step of shapes that were not met before: it is taken plainly, and traced for those to come.
+
+        A state that gains keys, as those of variants do in a run's first step, is followed by others than itself: nothing is traced.
+        """
+        asked = Asked(draws)
+        with compiler.paused(self.agent):
+            out = self.step(data, state, asked)
+            if _leaves(out[1]).keys() <= _leaves(state).keys():
+                self._traced[key] = self._trace(data, state, asked, out)
+        return out
+
+    def _trace(self, data: TensorDict, state: TensorDict, asked: Asked, out: tuple[TensorDict, TensorDict]) -> _Traced | None:
         try:
-            return _Traced(self.agent, self.step, data, state, draws)
+            return _Traced(self.agent, self.step, data, state, asked, out)
         except _Untraceable as error:
             name, why = type(self.agent).__name__, str(error.__cause__).splitlines()[0]
-            warnings.warn(f"{name} acts uncompiled: its policy step depends on a tensor's value ({why}); use torch.where", stacklevel=3)
+            warnings.warn(f"{name} acts uncompiled: its policy step depends on a tensor's value ({why}); use torch.where", stacklevel=4)
             return None
 
 
 class _Traced:
-    """The step for one set of shapes."""
+    """The step for one set of shapes, given what it asked for and what came out when it was taken with them."""
 
-    def __init__(self, agent: nn.Module, step: Step, data: TensorDict, state: TensorDict, draws: Draws) -> None:
-        self.draws = Asked(draws)
-        out = step(data, state, self.draws)
+    def __init__(
+        self, agent: nn.Module, step: Step, data: TensorDict, state: TensorDict, asked: Asked, out: tuple[TensorDict, TensorDict]
+    ) -> None:
+        self.draws = asked
         self.batch_size, self.device = data.batch_size, data.device
         self.names = [tuple(_leaves(part)) for part in out]
         weights = dict(agent.named_parameters()) | dict(agent.named_buffers())
         inputs = (list(_leaves(data).values()), list(_leaves(state).values()), self.draws.values)
-        # Compiled parts inside the step become parts of the one graph.
-        with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
-            graph = self._graph(agent, step, weights, inputs, data, state)
+        graph = self._graph(agent, step, weights, inputs, data, state)
         before, after, self.kept = _split(graph, len(weights))
         self.weights = [list(weights.values())[i] for i in self.kept]
         self.prepare, self.main = before, torch.compile(after, fullgraph=True, dynamic=False)

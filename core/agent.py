@@ -18,7 +18,7 @@ from .codec import Decoder, Encoder
 from .heads import Head, Policy
 from .knobs import Config as Config
 from .nets import RMSNorm, initialize
-from .optim import Optimizer, finite, grad_norm, make_groups
+from .optim import Optimizer, finite, gradient_norms, make_groups, total_norm
 from .outputs import Output
 from .promises import require
 from .rng import Draws
@@ -208,12 +208,14 @@ class Dreamer(nn.Module):
         states = []
         state = start.copy().update({k: start[k].to(self.precision) for k in ("deter", "stoch")})
         for t in range(self.cfg.dream + 1):
-            state = self.act(state, draws)
+            # Joined once for all that read it: `latent` in every step, and every head afterwards.
+            state = self.act(state.set("joined", Dreamer.latent(self, state.exclude("joined"))), draws)
             states.append(state)
             if t < self.cfg.dream:
                 state = state.copy().update(self.rssm.step(state, self._joined(state["action"]), draws))
-        dream: TensorDict = torch.stack(states, 1)
-        return dream.set("joined", Dreamer.latent(self, dream))  # for `latent`, which else joins them anew for every head
+        dream: TensorDict = torch.stack([s.exclude("deter", "stoch") for s in states], 1)
+        deter, stoch = dream["joined"].split([start["deter"].shape[-1], start["stoch"][0].numel()], -1)
+        return dream.update({"deter": deter, "stoch": stoch.unflatten(-1, start["stoch"].shape[1:])})
 
     @final
     def replay_context(self, batch: TensorDict, context: int) -> tuple[TensorDict, TensorDict, Tensor]:
@@ -297,14 +299,11 @@ class Dreamer(nn.Module):
         """
         self.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._compiled = CompiledPolicy(self, self._decide_fast) if compile == "steps" else None
-        if compiled := compile == "steps":
-            # One code path serves layers of many widths; the default allows eight.
-            torch._dynamo.config.recompile_limit = 256
         for module in self.modules():
             if isinstance(module, RSSM):
-                module.accelerate(self.precision, compiled)
+                module.accelerate(self.precision, compile == "steps")
             elif isinstance(module, (RMSNorm, Head)):
-                module.compiled = compiled
+                module.compiled = compile == "steps"
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.updates.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16)
@@ -333,13 +332,14 @@ class Dreamer(nn.Module):
         optimizer.zero_grad(set_to_none=True)
         with record_function("backward"):
             loss.backward()
-        metrics["grad_norm/actor"] = grad_norm([b.policy for b in self.behaviors.values()])  # type: ignore[misc]
+        norms = gradient_norms(self.parameters())
+        metrics["grad_norm/actor"] = total_norm(norms[p] for b in self.behaviors.values() for p in b.policy.parameters() if p in norms)  # type: ignore[union-attr]
         metrics |= means | {"opt/loss": loss.detach()}
-        good = finite((loss, data["reward"].sum()), (p.grad for p in self.parameters() if p.grad is not None))
+        good = finite((loss, data["reward"].sum(), *norms.values()))
         metrics["opt/skipped"] = (~good).float()
         if good:
             with record_function("optimizer"):
-                metrics |= optimizer.step()
+                metrics |= optimizer.step(norms=norms)
             self.updates += 1
             for objective in self._objectives():
                 objective.follow(int(self.updates))

@@ -106,13 +106,21 @@ def normed_silu(x: Tensor, scale: Tensor, compiled: bool = False) -> Tensor:
     return _compiled_forward()(x, scale) if compiled else _forward(x, scale)
 
 
+POOLED = 2**23
+"""Elements pooled at a time: places are eight bytes each until they are shortened, so never are all of them there at once."""
+
+
 class _MaxPool(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, places = F.max_pool2d(x, 2, return_indices=True)
-        return pooled, places.to(torch.int16 if x.shape[-1] * x.shape[-2] < 2**15 else torch.int32)
+        kind = torch.int16 if x.shape[-1] * x.shape[-2] < 2**15 else torch.int32
+        pieces = []
+        for piece in x.split(_images(x.shape)):
+            pooled, places = F.max_pool2d(piece, 2, return_indices=True)
+            pieces.append((pooled, places.to(kind)))
+        return pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -123,10 +131,18 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> Tensor:
         (places,) = ctx.saved_tensors
-        # Of the input only shape and layout are read.
         layout = torch.channels_last if grad.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        like = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
-        return torch.ops.aten.max_pool2d_with_indices_backward(grad, like, [2, 2], [2, 2], [0, 0], [1, 1], False, places.long())
+        whole = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
+        size = _images(ctx.shape)
+        for piece, out, where in zip(grad.split(size), whole.split(size), places.split(size), strict=True):
+            # Of the input only shape and layout are read.
+            out.copy_(torch.ops.aten.max_pool2d_with_indices_backward(piece, out, [2, 2], [2, 2], [0, 0], [1, 1], False, where.long()))
+        return whole
+
+
+def _images(shape: torch.Size) -> int:
+    """How many of the images (n, c, h, w) are pooled at a time."""
+    return max(1, POOLED // shape[1:].numel())
 
 
 def max_pool(x: Tensor) -> Tensor:

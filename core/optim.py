@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,22 +64,24 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(groups, {"lr": cfg.lr, "clip": 0.0, "updates": 0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> dict[str, Tensor]:  # type: ignore[override]
+    def step(self, closure: None = None, norms: Mapping[Tensor, Tensor] | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+        """Move all parameters that have a gradient. norms: those of their gradients by parameter, where they are known already."""
         metrics: dict[str, Tensor] = {}
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             prefix = "opt" if len(self.param_groups) == 1 else f"opt/{group['name']}"
             if params:
-                metrics |= {f"{prefix}/{k}": v for k, v in self._step(group, params).items()}
+                known = gradient_norms(params) if norms is None else norms
+                metrics |= {f"{prefix}/{k}": v for k, v in self._step(group, params, [known[p] for p in params]).items()}
             group["updates"] += 1
         return metrics
 
-    def _step(self, group: dict[str, Any], params: list[Tensor]) -> dict[str, Tensor]:
+    def _step(self, group: dict[str, Any], params: list[Tensor], norms: list[Tensor]) -> dict[str, Tensor]:
         cfg = self.cfg
+        norm = total_norm(norms)
         grads = [p.grad for p in params if p.grad is not None]
-        norm = _global_norm(grads)
         if cfg.agc:
-            grads = clip_adaptive(grads, params, cfg.agc)
+            grads = list(torch._foreach_div(grads, _excess(norms, params, cfg.agc)))
         if group["clip"]:
             grads = list(torch._foreach_mul(grads, (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0)))
         steps, first, second = self._moments(params)
@@ -92,8 +94,8 @@ class Optimizer(torch.optim.Optimizer):
         count = sum(p.numel() for p in params)
         return {
             "grad_norm": norm,
-            "update_rms": _global_norm(update) * lr / math.sqrt(count),
-            "param_rms": _global_norm(params) / math.sqrt(count),
+            "update_rms": total_norm(torch._foreach_norm(update)) * lr / math.sqrt(count),
+            "param_rms": total_norm(torch._foreach_norm(params)) / math.sqrt(count),
             "lr": torch.tensor(lr),
         }
 
@@ -133,31 +135,35 @@ class Optimizer(torch.optim.Optimizer):
 
 def clip_adaptive(grads: list[Tensor], params: list[Tensor], share: float) -> list[Tensor]:
     """Shrink each gradient whose norm exceeds `share` of its parameter's norm; norms are of whole tensors."""
-    bound = torch._foreach_norm(params)
-    bound = torch._foreach_maximum(bound, AGC_FLOOR)
+    return list(torch._foreach_div(grads, _excess(list(torch._foreach_norm(grads)), params, share)))
+
+
+def _excess(norms: list[Tensor], params: list[Tensor], share: float) -> list[Tensor]:
+    """By how much the norm of each gradient exceeds `share` of its parameter's, at least 1."""
+    bound = torch._foreach_maximum(torch._foreach_norm(params), AGC_FLOOR)
     torch._foreach_mul_(bound, share)
-    ratio = torch._foreach_div(torch._foreach_norm(grads), bound)
-    return list(torch._foreach_div(grads, torch._foreach_maximum(ratio, 1.0)))
+    return list(torch._foreach_maximum(torch._foreach_div(norms, bound), 1.0))
 
 
-def _global_norm(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors)).norm()
+def gradient_norms(params: Iterable[Tensor]) -> dict[Tensor, Tensor]:
+    """Norms of the gradients of those parameters that have one, by parameter."""
+    grads = {p: p.grad for p in params if p.grad is not None}
+    return dict(zip(grads, torch._foreach_norm(list(grads.values())), strict=True)) if grads else {}
 
 
-def finite(values: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
-    """Whether scalars () and all gradients are finite, a bool tensor () on their device, from one fused pass over the gradients.
+def total_norm(norms: Iterable[Tensor]) -> Tensor:
+    """The norm of several tensors together, given the norm of each; 0 of none."""
+    norms = list(norms)
+    return torch.stack(norms).norm() if norms else torch.zeros(())
 
-    Among the scalars belong the loss and the sum of the rewards, since a two-hot loss hides a reward that is not a number. A
-    gradient whose norm overflows counts as not finite: no clipping could bring it back.
+
+def finite(values: Iterable[Tensor]) -> Tensor:
+    """Whether scalars () are all finite, a bool tensor () on their device.
+
+    Among them belong the norms of all gradients, the loss and the sum of the rewards, since a two-hot loss hides a reward that is not
+    a number. A gradient whose norm overflows counts as not finite: no clipping could bring it back.
     """
-    norms = torch._foreach_norm(list(gradients))
-    return torch.isfinite(torch.stack([v.detach().float() for v in (*values, *norms)])).all()
-
-
-def grad_norm(modules: Iterable[nn.Module]) -> Tensor:
-    """Norm of all gradients of some modules together."""
-    grads = [p.grad for m in modules for p in m.parameters() if p.grad is not None]
-    return _global_norm(grads) if grads else torch.zeros(())
+    return torch.isfinite(torch.stack([v.detach().float() for v in values])).all()
 
 
 def make_groups(

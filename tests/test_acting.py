@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from polydream.core import acting
 from polydream.core.agent import Dreamer
 from polydream.core.promises import promises_of
 from polydream.core.registry import registered, task, variant
@@ -119,6 +120,28 @@ def test_a_step_that_branches_on_a_value_is_taken_as_it_is_and_told() -> None:
             warnings.simplefilter("error")
             fast.policy(data, fast.initial(3), Draws(0))
     near(first, plain.policy(data, plain.initial(3), Draws(0))[1])
+
+
+def test_a_state_that_gains_keys_in_its_first_step_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clocked(Dreamer):
+        def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
+            return super().context(data, state, draws).set("clock", torch.zeros(state.batch_size, dtype=torch.int64))
+
+        def act(self, state: TensorDict, draws: Draws) -> TensorDict:
+            state = super().act(state, draws)
+            return state.set("clock", state["clock"] + 1)
+
+    traced: list[object] = []
+    trace = acting.make_fx
+    monkeypatch.setattr(acting, "make_fx", lambda *args, **options: traced.append(args) or trace(*args, **options))
+    plain, fast = (Clocked(VECTOR, agent().cfg) for _ in range(2))
+    fast.accelerate("float32", "steps")
+    states = [plain.initial(3), fast.initial(3)]
+    with torch.compiler.set_stance("force_eager"):
+        for t in range(5):
+            states = [one.policy(step(VECTOR, t), state, Draws(0, t))[1] for one, state in zip((plain, fast), states, strict=True)]
+            near(*states)
+            assert len(traced) == min(t, 1), "nothing to trace before the state has all its keys, and nothing anew afterwards"
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiling needs a C++ compiler")

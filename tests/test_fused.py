@@ -49,13 +49,15 @@ def test_gradients_pass_a_vectorising_map() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_pooling_sends_gradients_where_the_plain_one_does(layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("piece", [1, 300, 2**23], ids=["one by one", "in twos", "all at once"])
+def test_pooling_sends_gradients_where_the_plain_one_does(layout: torch.memory_format, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "POOLED", piece)
     torch.manual_seed(0)
     # Few values, so that there are ties.
-    x = torch.randint(0, 3, (2, 3, 8, 6)).float().contiguous(memory_format=layout).requires_grad_()
+    x = torch.randint(0, 3, (5, 3, 8, 6)).float().contiguous(memory_format=layout).requires_grad_()
     mine, plain = max_pool(x), F.max_pool2d(x, 2)
     grad = torch.randn_like(plain)
-    assert torch.equal(mine, plain)
+    assert torch.equal(mine, plain) and mine.is_contiguous(memory_format=layout)
     assert torch.equal(*(torch.autograd.grad(out, x, grad)[0] for out in (mine, plain)))
 
 

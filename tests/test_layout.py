@@ -24,7 +24,7 @@ DOORS = {"core": set(), "variants": {"core"}, "tasks": {"core"}, "eval": {"core"
 TASKS_MAY_SEE = {"specs", "rng", "registry", "config"}  # of core; never the agent or the training loop
 LEARNING = {
     "specs", "config", "rng", "maths", "outputs", "nets", "codec", "rssm", "heads", "behavior", "normalizer", "agent", "optim",
-    "openloop", "cells", "fused", "scan", "twohot", "knobs", "promises", "acting",
+    "openloop", "cells", "fused", "scan", "twohot", "knobs", "promises", "acting", "compiler",
 }  # fmt: skip
 LEARNING_LIBRARIES = {"torch", "tensordict", "einops", "numpy"}
 EDGES = {"mlflow", "gymnasium", "dm_control", "mujoco", "matplotlib", "ray", "imageio", "av", "scipy", "plotly"}
