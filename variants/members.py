@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from ..core.compiler import paused
+
 
 class Members(nn.ModuleList):
     """E modules of one shape. Each keeps parameters of its own, so start values, clipping and moments are a member's, not the crowd's.
@@ -30,7 +32,8 @@ class Members(nn.ModuleList):
         first: nn.Module = self[0]
         stacked = {name: torch.stack([m.get_parameter(name) for m in self]) for name, _ in first.named_parameters()}
         axes = (0, *[None if shared else 0] * len(inputs))
-        return vmap(lambda own, *x: functional_call(first, own, x), axes)(stacked, *inputs)
+        with paused(first):  # a compiled norm cannot be called within vmap
+            return vmap(lambda own, *x: functional_call(first, own, x), axes)(stacked, *inputs)
 
 
 def spread(values: Tensor) -> Tensor:

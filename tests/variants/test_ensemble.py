@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 
 from polydream.core import registry
 from polydream.core.agent import Config, Dreamer
 from polydream.core.config import ConfigError
 from polydream.core.maths import categorical_kl
-from polydream.core.nets import Linear, initialize
+from polydream.core.nets import Linear, RMSNorm, initialize
 from polydream.core.optim import clip_adaptive
 from polydream.core.player import Player
 from polydream.core.presets import sized
@@ -470,3 +471,24 @@ def test_with_goals_it_is_the_scheme_of_lexa() -> None:
 def test_it_is_registered_and_its_configuration_is_the_base_agents_and_one_group() -> None:
     assert registry.variant("ensemble") is Ensemble
     assert issubclass(Ensemble.Config, Config)
+
+
+def test_members_are_evaluated_together_where_their_norms_are_to_be_compiled() -> None:
+    """With compile=steps the agent marks every norm; a compiled one cannot be called within the batched pass."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = Linear(3, 4), RMSNorm(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm.silu(self.linear(x))
+
+    members = Members(Net() for _ in range(2))
+    initialize(members, 0)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([net(x) for net in members])
+    for net in members:
+        net.norm.compiled = True
+    torch.testing.assert_close(members(x), expected)
+    assert all(net.norm.compiled for net in members), "others still compile them"
