@@ -152,15 +152,22 @@ def provenance(agent: Dreamer, device: torch.device) -> dict[str, Any]:
     from polydream import __version__
 
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    command = " ".join(["python -m polydream", *sys.argv[1:]]) if "polydream" in sys.argv[0] else " ".join(sys.argv)
+    main = getattr(sys.modules["__main__"], "__spec__", None)
     return {
-        "command": command,
+        "command": command_line(sys.argv, main.name if main else ""),
         "parameters": sum(parameters(agent).values()),
         "polydream": __version__,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores",
         "git": git.stdout.strip() or "unknown",
     }
+
+
+def command_line(argv: list[str], module: str) -> str:
+    """What to type to do the same elsewhere: a module by its name, whatever folder it lies in here. module: "" where a script was run."""
+    program = Path(argv[0])
+    name = "polydream" if program.name == "polydream" else module.removesuffix(".__main__")
+    return " ".join([f"python -m {name}" if name else f"python {program.name}", *argv[1:]])
 
 
 def _describe(space: Space) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from polydream.core.launch import command_line
 from polydream.core.log import read_metrics
 from polydream.core.train import Trainer
 from polydream.eval.judge import Judge
@@ -88,3 +89,16 @@ def test_limits_and_sizes_reach_those_who_keep_them(tmp_path: Path) -> None:
             assert tuple(trainer.replay.sample().batch_size) == (3, 6 + cfg.replay.context)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("program", "module", "expected"),
+    [
+        ("/home/me/polydream/polydream/__main__.py", "polydream.__main__", "python -m polydream --seed 1"),
+        ("/home/me/polydream/.venv/bin/polydream", "", "python -m polydream --seed 1"),
+        ("/home/me/polydream/benchmarks/tasks.py", "benchmarks.tasks", "python -m benchmarks.tasks --seed 1"),
+        ("/home/me/polydream/mine.py", "", "python mine.py --seed 1"),
+    ],
+)
+def test_a_result_tells_its_command_without_folders_of_this_machine(program: str, module: str, expected: str) -> None:
+    assert command_line([program, "--seed", "1"], module) == expected

@@ -214,6 +214,7 @@ def warnings(place: Path) -> list[str]:
 def tried_in_vain(trainer: Trainer, patience: float) -> None:
     """Nothing more is taken, and within `patience` seconds that is noticed: a request into a hanging server takes its time to fail."""
     until = time.monotonic() + patience
+    assert not trainer.log.sync(1.0)
     while time.monotonic() < until and not any("MLflow failed" in line for line in warnings(trainer.dir)):
         assert not trainer.log.sync(1.0)
 
