@@ -114,6 +114,16 @@ class Objective(nn.Module):
         """Discount of replayed steps (B, T), broadcastable to them. value: what the critic said of them."""
         return self.cfg.discount
 
+    def raw(self, said: Tensor, value: Output) -> Tensor:
+        """What a critic said (*) as returns, in the reward's units. value: the output (*) it is of, or one on the same states."""
+        offset, scale = self.valnorm.stats()
+        return said * scale + offset
+
+    def target(self, returns: Tensor, value: Output, update: bool = True) -> Tensor:
+        """Returns (N, H) as a critic should say them: the reverse of `raw`, after taking them in. value: (N, H + 1)."""
+        offset, scale = self.valnorm(returns, update)
+        return (returns - offset) / scale
+
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
     ) -> Judgement:
@@ -122,20 +132,18 @@ class Objective(nn.Module):
         through: values (N, H + 1) of the bootstrapping critic with a gradient into the dreamed states, where the actor learns
             through the dynamics.
         """
-        offset, scale = self.valnorm.stats()
         with torch.no_grad():
-            own = value.pred() * scale + offset
-        slow_raw = slow.pred().detach()
-        slow_pred = slow_raw * scale + offset
+            own = self.raw(value.pred(), value)
+        slow_said = slow.pred().detach()
+        slow_pred = self.raw(slow_said, value)
         if through is None:
             ret, base = self.returns(reward, cont, own, slow_pred)
         else:
-            ret, base = self.returns(reward, cont, *[through * scale + offset] * 2)
+            ret, base = self.returns(reward, cont, *[self.raw(through, value)] * 2)
         low, spread = self.spread(ret, value, update)
         advantage = (ret - base[:, :-1]) / spread
-        offset, scale = self.valnorm(ret, update)
-        target = (ret - offset) / scale
-        loss = self._fit(value, target, slow_raw)
+        target = self.target(ret, value, update)
+        loss = self._fit(value, target, slow_said)
         scaled = (ret.detach() - low) / spread
         metrics = {
             "adv": advantage.mean(),
@@ -162,8 +170,7 @@ class Objective(nn.Module):
         live = (~is_terminal).float() * self.discount(value)
         carry = (~is_last).float() * self.cfg.lam
         ret = maths.lambda_return(reward, boot.detach(), live, carry)
-        offset, scale = self.valnorm(ret, update)
-        loss = self._fit(value, (ret - offset) / scale, slow.pred().detach())
+        loss = self._fit(value, self.target(ret, value, update), slow.pred().detach())
         return (~is_last[:, :-1]).float() * loss, ret
 
     def _fit(self, value: Output, target: Tensor, slow: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..core.heads import Policy, PolicyConfig
 from ..core.outputs import Categorical, Distribution
 from ..core.specs import Space
 from .padding import Mark
-from .yardstick import TaskObjective
+from .yardstick import TaskObjective, own
 
 
 class Council(nn.ModuleList):
@@ -49,5 +49,4 @@ def objective(agent: Any, width: int, cfg: CriticConfig, weight: float) -> Objec
     """The objective of the task's reward, with scale and discount of each task where there are several that differ in them."""
     if not getattr(agent, "marked", False):
         return Objective(width, cfg, weight=weight)
-    scales = agent.cfg.multitask.returns == "per_task"
-    return TaskObjective(width, cfg, mark=agent.mark, discounts=agent.discounts, scales=scales, replay=None, weight=weight)
+    return TaskObjective(width, cfg, **own(agent), replay=None, weight=weight)

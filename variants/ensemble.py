@@ -150,8 +150,8 @@ class Ensemble(Thompson):
             rest = dream["trust"] - dream["cont"]
             for name, objective in self.main.terms().items():
                 with frozen(objective):
-                    offset, scale = objective.valnorm.stats()
-                    rewards[name] = rewards[name] + rest * (objective.bootstrap(self.view(dream)).pred() * scale + offset)
+                    value = objective.bootstrap(self.view(dream))
+                    rewards[name] = rewards[name] + rest * objective.raw(value.pred(), value)
         return rewards | ({NAME: self.uncertainty(dream)} if self.explores else {})
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from ..core.config import override
 from ..core.run import RunConfig
 from ..core.specs import Spec
 
-OWNED = re.compile(r"(nets\.(?:tasks|reward|cont)|behaviors\.main\.objectives\.extrinsic\.retnorm)\.(\d+)\.(.+)")
+OWNED = re.compile(r"(nets\.(?:tasks|reward|cont|units)|behaviors\.main\.objectives\.extrinsic\.retnorm)\.(\d+)\.(.+)")
 """Weights and statistics of one task: where, its number, the rest."""
 
 

@@ -23,7 +23,8 @@ from .embedding import TaskEmbedding, ToldRSSM
 from .heirs import Heritage
 from .padding import Mark, Padding, TaskPolicy, owned
 from .patience import Patient, PatientConfig
-from .yardstick import TaskObjective, discount
+from .units import Units
+from .yardstick import TaskObjective, discount, own
 
 TOLD = "~task"
 """Key under which the encoder is told the task, beside the observations."""
@@ -87,7 +88,7 @@ class MultiTask(Heritage, Patient):
         nets, cfg, told = super().build(), self.cfg, self.cfg.multitask.embedding
         if not self.many:
             return nets
-        nets["padding"] = Padding(self.spec.visible, [t.obs for t in self.tasks])
+        nets["padding"], nets["units"] = Padding(self.spec.visible, [t.obs for t in self.tasks]), Units(len(self.tasks))
         if self.reads:
             nets["tasks"] = TaskEmbedding(len(self.tasks), told)
         if "encoder" in self.reads:
@@ -111,8 +112,7 @@ class MultiTask(Heritage, Patient):
         if not self.marked:
             return behaviors
         if usual := terms.get("extrinsic"):
-            own: Any = {"mark": self.mark, "discounts": self.discounts, "scales": cfg.multitask.returns == "per_task"}
-            terms["extrinsic"] = TaskObjective(self.view_width, usual.cfg, weight=usual.weight, replay=usual.replay, **own)
+            terms["extrinsic"] = TaskObjective(self.view_width, usual.cfg, weight=usual.weight, replay=usual.replay, **own(self))
         policy = TaskPolicy(self.view_width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks], self.mark)
         return behaviors | {"main": Behavior(policy, terms, main.cfg)}
 
@@ -180,6 +180,7 @@ class MultiTask(Heritage, Patient):
             return super().model_losses(batch, post)
         ids, cfg = self.ids(batch), self.cfg.multitask
         losses = super().model_losses(batch, post := post.copy().set("task", ids))
+        self.nets["units"].meet(ids, batch["reward"])  # type: ignore[operator]
         if cfg.discount == "length":
             alive = (~batch["is_terminal"]).float() * torch.tensor(self.discounts, device=ids.device)[ids]
             losses["cont"] = self.predict("cont", post).loss(alive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -56,7 +57,8 @@ class TaskCritic(Head):
 class TaskObjective(Objective):
     """The task's own reward of each row. discounts: of every task, on replayed steps; in dreams the continuation holds them.
 
-    mark: where features name the task. scales: keep a scale of returns for each task instead of one.
+    mark: where features name the task. scales: keep a scale of returns for each task instead of one. units: units (*) of tasks (*),
+    in which the critic predicts; None where all have the reward's own.
     """
 
     def __init__(
@@ -68,12 +70,13 @@ class TaskObjective(Objective):
         discounts: Sequence[float],
         scales: bool,
         replay: Callable[[TensorDict], Tensor] | None,
+        units: Callable[[Tensor], Tensor] | None = None,
         weight: float = 1.0,
     ) -> None:
         super().__init__(features, cfg, weight=weight, replay=replay)
         self.critic, self.slow = TaskCritic(features, cfg.head, mark), TaskCritic(features, cfg.head, mark)
         self.slow.requires_grad_(False)
-        self.scales = scales
+        self.scales, self.units = scales, units
         if scales:
             self.retnorm = TaskNormalizer(cfg.retnorm, len(discounts))  # type: ignore[assignment]
         self.register_buffer("discounts", torch.tensor(discounts), persistent=False)
@@ -84,9 +87,24 @@ class TaskObjective(Objective):
         """Of each row's own task, or of all."""
         return self.retnorm(returns, ids_of(value)[:, 0], update) if self.scales else super().spread(returns, value, update)
 
+    def raw(self, said: Tensor, value: Output) -> Tensor:
+        """Out of the unit of each state's own task."""
+        said = super().raw(said, value)
+        return said * self.units(ids_of(value)) if self.units else said
+
+    def target(self, returns: Tensor, value: Output, update: bool = True) -> Tensor:
+        """In the unit of each row's own task."""
+        return super().target(returns / self.units(ids_of(value)[:, :-1]) if self.units else returns, value, update)
+
     def discount(self, value: Output) -> Tensor:
         """Of each step's own task."""
         return self.discounts[ids_of(value)]
+
+
+def own(agent: Any) -> dict[str, Any]:
+    """What the objective of the tasks' own rewards is made with, for an agent whose features name the task."""
+    each, units = agent.cfg.multitask.returns == "per_task", agent.nets["units"]
+    return {"mark": agent.mark, "discounts": agent.discounts, "scales": each, "units": units.of if each else None}
 
 
 def ids_of(value: Output) -> Tensor:

@@ -23,6 +23,7 @@ from polydream.variants.branches import Branches, balance
 from polydream.variants.embedding import TaskEmbedding
 from polydream.variants.multitask import MultiTask, MultiTaskAgentConfig, MultiTaskConfig
 from polydream.variants.padding import Mark, OwnCategorical, OwnNormal, Padding, owned
+from polydream.variants.units import Units
 from polydream.variants.yardstick import TaskNormalizer, TaskObjective, discount
 from tests.fixtures import DISCRETE, VECTOR, batch
 
@@ -147,6 +148,38 @@ def test_one_tasks_rewards_leave_the_others_advantages_alone() -> None:
     plain, loud = advantages(1.0), advantages(100.0)
     torch.testing.assert_close(plain[10:], loud[10:], rtol=0, atol=1e-6)
     torch.testing.assert_close(plain[:10], loud[:10], rtol=1e-3, atol=1e-3)  # and its own keep their size
+
+
+def test_the_critic_predicts_in_each_tasks_unit() -> None:
+    units = Units(2)
+    units.meet(torch.tensor([[0, 0, 1]]), torch.tensor([[0.5, -0.2, 3.0]]))
+    units.meet(torch.tensor([[1, 1, 0]]), torch.tensor([[-10.0, 2.0, 0.9]]))
+    with torch.no_grad():
+        units.meet(torch.tensor([0]), torch.tensor([50.0]))  # only looked at
+    assert units.of(torch.tensor([[0, 1]])).tolist() == [[1.0, 10.0]], "the largest met, at least 1"
+    known = {"mark": Mark(2, 2), "discounts": (0.9, 0.9), "scales": True, "replay": None, "units": units.of}
+    objective = TaskObjective(3, CriticConfig(slow_weight=0.0, lam=0.5), **known)  # type: ignore[arg-type]
+    value = Squared(torch.tensor([[1.0, 2, 3]] * 2), 0)
+    value.ids = torch.tensor([[0] * 3, [1] * 3])  # type: ignore[attr-defined]
+    reward, cont = torch.tensor([[0.0, 10, 20]] * 2), torch.full((2, 3), 0.5)
+    judged = objective.judge(value, value, reward, cont)
+    # By hand, value v in raw units: ret_1 = 20 + 0.5 v_2, ret_0 = 10 + 0.5 (0.5 v_1 + 0.5 ret_1).
+    want = torch.tensor([[10 + 0.25 * 2 + 0.25 * 21.5, 21.5], [10 + 0.25 * 20 + 0.25 * 35, 35.0]])
+    torch.testing.assert_close(judged.returns, want)
+    said = torch.stack([want[0], want[1] / 10])
+    torch.testing.assert_close(judged.loss, value.loss(torch.cat([said, torch.zeros(2, 1)], 1))[:, :-1])
+    no = torch.zeros(2, 3, dtype=torch.bool)
+    loss, ret = objective.judge_replay(value, value, reward, want[:, :1].expand(2, 3), no, no)
+    said = ret / torch.tensor([[1.0], [10.0]])
+    torch.testing.assert_close(loss, value.loss(torch.cat([said, torch.zeros(2, 1)], 1))[:, :-1])
+
+
+def test_an_agent_meets_the_rewards_it_learns_from() -> None:
+    agent, data = make(BODIES), steps(BODIES)
+    data["reward"] = torch.where(data["task"] == 1, -40.0, 0.5)
+    losses(agent, data)
+    assert [float(u.largest) for u in agent.nets["units"]] == [1.0, 40.0]  # type: ignore[union-attr]
+    assert make(BODIES, returns="shared").main.terms()["extrinsic"].units is None  # type: ignore[union-attr]
 
 
 def test_a_scale_waits_for_enough_returns() -> None:
