@@ -28,7 +28,6 @@ from polydream.core.rng import Draws
 from polydream.core.specs import Task
 from polydream.core.vector import Vector
 from polydream.variants.pursuits import code_metrics
-from polydream.variants.subgoals import closeness
 
 WORLDS = 16
 """Environments side by side."""
@@ -56,10 +55,10 @@ class Play:
                     data = TensorDict({"obs": obs, "is_first": torch.as_tensor(row["is_first"])}, [WORLDS])
                     before = state.clone()
                     chosen, state = agent.policy(data, state, Draws(self.seed, t))
-                    seen.append(state["deter"])
+                    seen.append(agent.aspect(state))
                     if t:
                         full = (before["clock"] == 0) & ~data["is_first"]
-                        ends.append(closeness(before["subgoal"], state["deter"])[full])
+                        ends.append(agent.nearness(before["subgoal"], agent.aspect(state))[full])
                     if random:
                         chosen, state["action"] = self._anything(generator)
                     actions = {k: np.where(_like(row["is_last"], v), np.zeros_like(v), v) for k, v in _arrays(chosen).items()}

@@ -10,7 +10,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core import maths
-from ..core.agent import Dreamer
 from ..core.behavior import Behavior, CriticConfig
 from ..core.config import ConfigError
 from ..core.knobs import Config
@@ -20,8 +19,9 @@ from ..core.specs import Space, Spec
 from . import council, pursuits, segments
 from .arrival import GoalObjective
 from .explorer import Novelty
+from .landmarks import Kind, Landmarked
 from .levels import Manager, Worker
-from .subgoals import Subgoals, closeness
+from .subgoals import Subgoals
 from .timeline import pursuit
 
 
@@ -29,6 +29,7 @@ from .timeline import pursuit
 class HierarchyConfig:
     """How subgoals are coded, held, chosen and paid for."""
 
+    subgoal: Kind = "state"  # of the model; achieved: what a task with goals calls achieved, as a vector
     hold: int = 0  # K, steps that a subgoal is held, a divisor of the dream; 0 takes the largest up to 8
     groups: int = 8  # of the code
     codes: int = 8  # classes of each group
@@ -60,11 +61,11 @@ class HierarchicalConfig(Config):
     hierarchy: HierarchyConfig = field(default_factory=HierarchyConfig)
 
 
-class Hierarchical(Dreamer):
+class Hierarchical(Landmarked):
     """Director (Hafner et al. 2022, "Deep Hierarchical Planning from Pixels") on the shared core.
 
-    The state carries `subgoal` (*, D), a deterministic state; `code` (*, S * C), what the manager chose; `clock` (*), steps since, which
-    is 0 where the next one is due.
+    The state carries `subgoal` (*, D), a deterministic state or an achievement (`landmarks`); `code` (*, S * C), what the manager chose;
+    `clock` (*), steps since, which is 0 where the next one is due.
     """
 
     Config = HierarchicalConfig
@@ -76,7 +77,7 @@ class Hierarchical(Dreamer):
         turn={"hierarchy.floor": (1e4,)},
         neutral={"repval_grad": False},  # no critic here values replayed steps, so none shapes latents
         exempt=dict.fromkeys(("loss/policy", "loss/value", "loss/repval"), "manager and worker take the place of the flat policy")
-        | {"state/clock": "dreams of replayed states keep step without one"},
+        | {"state/clock": "dreams of replayed states keep step without one", "hierarchy.subgoal": "needs a task with goals"},
     )
 
     def __init__(self, spec: Spec, cfg: HierarchicalConfig, seed: int = 0) -> None:
@@ -86,15 +87,11 @@ class Hierarchical(Dreamer):
         if not isinstance(self.main, Worker):
             raise ConfigError(f"{type(self).__name__}: hierarchical acts by its worker, and another part puts a policy of its own there")
 
-    @property
-    def subgoals(self) -> Subgoals:
-        return self.nets["subgoals"]  # type: ignore[return-value]
-
     def build(self) -> dict[str, nn.Module]:
         """Adds `subgoals`, their autoencoder."""
         h = self.cfg.hierarchy
         sizes = {"groups": h.groups, "codes": h.codes, "units": h.units, "layers": h.layers}
-        return super().build() | {"subgoals": Subgoals(self.cfg.rssm.deter, share=h.share, speed=h.speed, **sizes)}
+        return super().build() | {"subgoals": Subgoals(self.aspects, share=h.share, speed=h.speed, **sizes)}
 
     def build_behaviors(self) -> dict[str, Behavior]:
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
@@ -133,8 +130,8 @@ class Hierarchical(Dreamer):
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
         """A clock at 0, so that the manager chooses at once; what it replaces is nothing. Dreams of replayed states need none."""
         found, h, lead = super().context(data, state, draws), self.cfg.hierarchy, state.batch_size
-        zeros = torch.zeros(*lead, h.groups * h.codes + self.cfg.rssm.deter, device=state.device)
-        found.update(dict(zip(("code", "subgoal"), zeros.split([h.groups * h.codes, self.cfg.rssm.deter], -1), strict=True)))
+        zeros = torch.zeros(*lead, h.groups * h.codes + self.aspects, device=state.device)
+        found.update(dict(zip(("code", "subgoal"), zeros.split([h.groups * h.codes, self.aspects], -1), strict=True)))
         return found if len(lead) == 2 else found.set("clock", torch.zeros(lead, dtype=torch.int64, device=state.device))
 
     def view(self, state: TensorDict) -> Tensor:
@@ -145,7 +142,7 @@ class Hierarchical(Dreamer):
     @property
     def unled(self) -> int:
         """Width of what only the worker sees: the subgoal."""
-        return self.cfg.rssm.deter
+        return self.aspects
 
     @property
     def view_width(self) -> int:
@@ -180,18 +177,18 @@ class Hierarchical(Dreamer):
 
     def rewards(self, dream: TensorDict) -> dict[str, Tensor]:
         """Adds `closeness` (N, H + 1) of each state to the subgoal in force when it was made for, and `novelty` of all but the first."""
-        rewards, h, deter = super().rewards(dream), self.cfg.hierarchy, dream["deter"]
+        rewards, h, there = super().rewards(dream), self.cfg.hierarchy, self.aspect(dream)[:, 1:]
         if h.closeness:
-            rewards["closeness"] = F.pad(closeness(dream["subgoal"][:, :-1].float(), deter[:, 1:].float()), (1, 0))
+            rewards["closeness"] = F.pad(self.nearness(dream["subgoal"][:, :-1].float(), there.float()), (1, 0))
         if h.novelty:
             members = getattr(self, "curious", False)
-            rewards["novelty"] = self.uncertainty(dream) if members else F.pad(self.subgoals.novelty(deter[:, 1:]), (1, 0))  # type: ignore[operator]
+            rewards["novelty"] = self.uncertainty(dream) if members else F.pad(self.subgoals.novelty(there), (1, 0))  # type: ignore[operator]
         return rewards
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:
         """Adds the loss (B, T) of the autoencoder. It does not shape latents. Its controller rests where nothing is learned."""
         noise = batch.get("noise", None)
-        return super().model_losses(batch, post) | {"subgoals": self.subgoals.loss(post["deter"], noise, torch.is_grad_enabled())}
+        return super().model_losses(batch, post) | {"subgoals": self.subgoals.loss(self.aspect(post), noise, torch.is_grad_enabled())}
 
     def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
         """Adds how well the code tells of states, how much of it is used, how near subgoals are come to, and what both look like."""

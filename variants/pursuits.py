@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core import openloop
 from ..core.rng import Draws
-from .subgoals import closeness
 
 REACHED = 0.7
 """Closeness at which a subgoal counts as reached."""
@@ -32,17 +31,17 @@ def inspect(agent: Any, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tens
     start = post.exclude("logits").update(agent.context(data, post, draws)).reshape(-1)
     dream = agent.imagine(start, draws)
     ends = list(range(agent.hold, dream.shape[1], agent.hold))
-    near = closeness(dream["subgoal"][:, [t - 1 for t in ends]], dream["deter"][:, ends].float())
-    told = {"closeness": near.mean(), "reached": (near > REACHED).float().mean()} | code_metrics(agent.subgoals, post["deter"].float())
+    near = agent.nearness(dream["subgoal"][:, [t - 1 for t in ends]].float(), agent.aspect(dream)[:, ends].float())
+    told = {"closeness": near.mean(), "reached": (near > REACHED).float().mean()} | code_metrics(agent.subgoals, agent.aspect(post).float())
     return {f"subgoals/{k}": v for k, v in told.items()}, _film(agent, data[:, :seen], post[:, :seen], dream[seen - 1 :: data.shape[1]])
 
 
 @torch.no_grad()
-def code_metrics(subgoals: Any, deter: Tensor) -> dict[str, Tensor]:
-    """r2, kl and perplexity of states (B, T, D), as above."""
-    rest = (subgoals.again(deter) - deter).square().sum()
-    whole = (deter - deter.mean((0, 1))).square().sum()
-    q = subgoals.encode(deter)
+def code_metrics(subgoals: Any, aspect: Tensor) -> dict[str, Tensor]:
+    """r2, kl and perplexity of what subgoals are of, (B, T, D), as above."""
+    rest = (subgoals.again(aspect) - aspect).square().sum()
+    whole = (aspect - aspect.mean((0, 1))).square().sum()
+    q = subgoals.encode(aspect)
     use = q.log_probs.exp().mean((0, 1))
     perplexity = (-(use * use.clamp(min=1e-12).log()).sum(-1)).exp()
     return {"r2": 1 - rest / whole.clamp(min=1e-12), "kl": (subgoals.capacity - q.entropy()).mean(), "perplexity": perplexity.mean()}
@@ -51,15 +50,12 @@ def code_metrics(subgoals: Any, deter: Tensor) -> dict[str, Tensor]:
 def _film(agent: Any, data: TensorDict, post: TensorDict, dream: TensorDict) -> dict[str, dict[str, Tensor]]:
     """Dreams (B, H + 1) that follow seen steps (B, T) beside their subgoals, with the latent that the model expects there."""
     images = [k for k, s in agent.spec.visible.items() if s.image]
-    if not images:
+    if not images or agent.placed:
         return {}
-    goal = dream["subgoal"][:, :-1]
-    logits = agent.rssm.prior_logits(goal)
-    likeliest = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(goal.dtype)
-    aims = agent.decoder(goal, likeliest)
+    aims = agent.shown(dream["subgoal"][:, :-1])
     made = agent.decoder(*(torch.cat([post[k], dream[k][:, 1:]], 1) for k in ("deter", "stoch")))
     pictures = {}
     for key in images:
-        truth = torch.cat([data["obs", key].float() / 255, aims[key].pred().clamp(0, 1)], 1)
+        truth = torch.cat([data["obs", key].float() / 255, aims[key].clamp(0, 1)], 1)
         pictures[f"subgoal/{key}"] = {"truth": truth, "model": made[key].pred().clamp(0, 1)}
     return pictures

@@ -6,13 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from ..core.pictures import HIT, MISS, Picture, Pictures, Plane, frames, image_of, sheet, table
 from ..core.rng import Draws
 from ..core.scene import Episode, Scene
 from .pursuits import REACHED
-from .subgoals import closeness
 
 SEGMENTS = 16
 """Subgoals of an episode that are shown, at most."""
@@ -22,7 +20,7 @@ SEGMENTS = 16
 def pursuit(agent: Any, scene: Scene, draws: Draws) -> Pictures:
     """`codes`, how often each class of each group stands for a replayed state; `timeline` of an episode; `subgoals`, where these can be
     drawn: as frames, or as places of the task. agent: a Hierarchical."""
-    use = agent.subgoals.encode(scene.replayed["latent", "deter"].float().flatten(0, 1)).log_probs.exp().mean(0)
+    use = agent.subgoals.encode(agent.replayed(scene.replayed["latent"]).flatten(0, 1)).log_probs.exp().mean(0)
     groups, codes = use.shape
     drawn = table(use, [f"group {g}" for g in range(groups)], [str(c) for c in range(codes)], "share of replayed states", (0.0, 1.0))
     found = {
@@ -34,7 +32,7 @@ def pursuit(agent: Any, scene: Scene, draws: Draws) -> Pictures:
     if len(episode.steps) < 2:
         return found
     device = agent.updates.device
-    near = closeness(episode.states["subgoal"][:-1].to(device), episode.states["deter"][1:].float().to(device)).cpu()
+    near = agent.nearness(episode.states["subgoal"][:-1].to(device), agent.aspect(episode.states[1:].to(device)).float()).cpu()
     ends = [min(t + agent.hold, len(near)) for t in range(0, len(near), agent.hold)]
     hits = [bool(near[t - 1] > REACHED) for t in ends]
     told = f"One episode, {len(ends)} subgoals, {sum(hits)} reached (closeness above {REACHED} when the next one was due)."
@@ -60,10 +58,8 @@ def _timeline(agent: Any, episode: Episode, near: Tensor) -> Tensor:
 
 def _subgoals(agent: Any, episode: Episode, ends: list[int], hits: list[bool], told: str) -> Pictures:
     """What subgoals look like, decoded with the latent that the model expects there, and what was there when the next was due."""
-    goal = episode.states["subgoal"][[t - 1 for t in ends]].to(agent.updates.device)
-    logits = agent.rssm.prior_logits(goal)
-    aims = {k: o.pred() for k, o in agent.decoder(goal, one_hot(logits.argmax(-1), logits.shape[-1]).to(goal.dtype)).items()}
-    if images := [k for k, s in agent.spec.visible.items() if s.image and s.shape[-1] == 3]:
+    aims = agent.shown(episode.states["subgoal"][[t - 1 for t in ends]].to(agent.updates.device))
+    if images := [k for k, s in agent.spec.visible.items() if s.image and s.shape[-1] == 3 and k in aims]:
         wanted = list((255 * aims[images[0]].clamp(0, 1)).round().to(torch.uint8).cpu())
         shown = frames([*wanted, *episode.steps["obs", images[0]][ends]], [*hits, *hits], len(ends))
         caption = f"{told} Above: subgoals, decoded. Below: what was reached. Green frames: near enough, broken red: not."
