@@ -121,6 +121,9 @@ FREE = (
 )
 """What may be chosen beside preset reproduce: nothing that changes what is learned."""
 
+PARTS = ("model", "actor", "critic")
+"""What optim.groups=split tells apart."""
+
 SELECTIONS = ("variant", "task", "suite", "profile", "size", "preset")
 
 
@@ -153,8 +156,19 @@ def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = 
     cfg = _pick(PRESETS, preset, "preset")(cfg)
     if "task" in chosen:
         cfg = replace(cfg, task=chosen["task"])
-    for path, value in overrides.items():
+    return overridden(cfg, overrides)
+
+
+def overridden(cfg: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """A configuration with single options changed, by path. Raises ConfigError where one of them would do nothing beside the others."""
+    for path, value in options.items():
         cfg = override(cfg, path, value)
+    groups = cfg.agent.optim.groups
+    for path in options:
+        knob, _, part = path.removeprefix("agent.optim.").partition("_")
+        if path.startswith("agent.optim.") and knob in ("lr", "clip") and (part in PARTS) != (groups == "split") and part in ("", *PARTS):
+            instead = f"agent.optim.{knob}" if groups == "single" else f"agent.optim.{knob}_{{{','.join(PARTS)}}}"
+            raise ConfigError(f"{path} does nothing with agent.optim.groups={groups}, which goes by {instead}")
     return cfg
 
 

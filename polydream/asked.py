@@ -33,8 +33,7 @@ def resolved(flags: Mapping[str, str | None]) -> RunConfig:
 def continued(flags: Mapping[str, str | None]) -> RunConfig:
     """The configuration of `train --from RUN --task NEW`: that of the run, for another task, single options on top."""
     from .core.checkpoint import CheckpointError
-    from .core.config import override
-    from .core.presets import SELECTIONS
+    from .core.presets import SELECTIONS, overridden
     from .core.transfer import configuration
 
     given = filled({key: value for key, value in flags.items() if key in (*SELECTIONS, "from")})
@@ -51,9 +50,7 @@ def continued(flags: Mapping[str, str | None]) -> RunConfig:
     if given.get("variant", cfg.variant) != cfg.variant:
         raise ConfigError(f"--variant is what --from RUN was trained with, {cfg.variant}, and cannot change beside it")
     only_switches_bare(cfg, flags)
-    for key, text in as_text(flags, without=(*SELECTIONS, "from")).items():
-        cfg = override(cfg, key, text)
-    return cfg
+    return overridden(cfg, as_text(flags, without=(*SELECTIONS, "from")))
 
 
 def as_text(flags: Mapping[str, str | None], without: Sequence[str] = ()) -> dict[str, str]:

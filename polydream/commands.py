@@ -99,16 +99,19 @@ def _tables() -> dict[str, Mapping[str, Any]]:
 
 def resume(argv: Sequence[str]) -> int:
     """Continue a run where it stopped: resume RUN_DIR [--any.option VALUE ...]. Changed options are printed."""
+    from .core.presets import overridden
+
     words = parse(argv)
     directory = existing(one(words.positional, "run directory"))
     code = [words.flags.get(key) or "" for key in ("variant", "task")]
     stored = stored_config(directory, code)
     cfg = override(stored, "dir", str(directory))
     only_switches_bare(cfg, words.flags)
-    for key, text in as_text(words.flags).items():
+    asked = as_text(words.flags)
+    for key, text in asked.items():
         if key in FIXED and text != getattr(stored, key, None):
             raise ConfigError(f"--{key} cannot change in a run that has begun; start a new one with `polydream train`")
-        cfg = override(cfg, key, text)
+    cfg = overridden(cfg, asked)
     for key, (old, new) in difference(stored, cfg).items():
         if key != "dir":
             print(f"{key}: {old} -> {new}")

@@ -109,3 +109,22 @@ def test_the_published_settings_cannot_be_weakened() -> None:
 def test_misspelt_names_are_answered_with_the_nearest(selection: dict[str, str], overrides: dict[str, str], hint: str) -> None:
     with pytest.raises(ConfigError, match=hint):
         resolve(selection, overrides)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            {"agent.optim.lr_model": "1e-3"},
+            "agent.optim.lr_model does nothing with agent.optim.groups=single, which goes by agent.optim.lr",
+        ),
+        ({"agent.optim.clip_actor": "1"}, "goes by agent.optim.clip"),
+        ({"agent.optim.groups": "split", "agent.optim.lr": "1e-3"}, r"goes by agent.optim.lr_\{model,actor,critic\}"),
+    ],
+)
+def test_a_rate_that_nobody_goes_by_is_refused(options: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve({}, options)
+    resolve({}, {"agent.optim.groups": "split", "agent.optim.lr_model": "1e-3", "agent.optim.clip_critic": "1"})
+    resolve({"profile": "seed"}, {"agent.optim.lr_actor": "1e-3"})
+    resolve({}, {"agent.optim.lr": "1e-3", "agent.optim.clip": "1"})
