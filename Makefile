@@ -28,7 +28,7 @@ help:
 
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" mlflow run . --env-manager local -P variant=multitask -P suite=dmc-cartpole-dense -P preset=demo \
-	    -P steps=24000 -P eval.every=24000 -P env.count=2 -P agent.patience.trust=0 -P dir=$(abspath $(DIR)) $(ARGS)
+	    -P eval.every=28000 -P env.count=2 -P agent.patience.trust=0 -P dir=$(abspath $(DIR)) $(ARGS)
 	@$(BIN)/python -m polydream report $(DIR)
 
 test: lint types pytest

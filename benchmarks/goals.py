@@ -183,11 +183,10 @@ def judge(
         told = [(i + len(numbers) // 2) % len(makers) for i in range(len(makers))] if name == "shuffled" else None
         tries = attempt(player, makers, seed=seed, told=told, pictures=pictures and name != "shuffled")
         shown += tries[: len(numbers)] if name != "shuffled" else []
-        ways = [
-            t.steps / _shortest(maker(), seed_for(seed, "goals", i))
-            for i, (t, maker) in enumerate(zip(tries, makers, strict=True))
-            if t.steps
+        least = [
+            _shortest(maker(), seed_for(seed, "goals", i)) if t.steps else 0 for i, (t, maker) in enumerate(zip(tries, makers, strict=True))
         ]
+        ways = [t.steps / shortest for t, shortest in zip(tries, least, strict=True) if shortest]  # some begin where they are to go
         found[name] = round(float(np.mean([t.reached for t in tries])), 3)
         found[f"{name}_path"] = round(float(np.mean(ways)), 2) if ways else None
     return found, shown
