@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 from tensordict import TensorDict
 
@@ -33,13 +36,30 @@ def steps_away(free: np.ndarray, cell: Sequence[int]) -> np.ndarray:
     return far
 
 
-def agreement(agent: Any, task: Any) -> dict[str, float]:
+KNOWN = 10
+"""Visits of a cell from which on it counts as known."""
+
+
+def visits(run: Path, free: np.ndarray) -> np.ndarray:
+    """How often a run was in each cell, int (rows, columns), of the steps that its replay holds at the last checkpoint."""
+    folder = run / "replay"
+    index = json.loads(max(folder.glob("index-*.json"), key=lambda p: int(p.stem.partition("-")[2])).read_text())
+    found = np.zeros(free.shape, int)
+    for name, (file, _) in index["files"].items():
+        if name.endswith("-data"):
+            rows = load_file(folder / file)
+            np.add.at(found, (rows["obs/y"].ravel(), rows["obs/x"].ravel()), 1)
+    return np.where(free, found, 0)  # rows of a segment that are not yet written are zeros, and so inside of a wall
+
+
+def agreement(agent: Any, task: Any, visited: np.ndarray) -> dict[str, float]:
     """Spearman's rank correlation of learned and true distance over pairs of cells, all pairs and those within `goal.reach`.
 
     `rank`: of the observations of two cells. `rank_latent`: from the latent of a walk of random actions, which is what dreams are paid
-    by. task: a grid.
+    by. `_known`: where both cells were visited (rows, columns) at least `KNOWN` times; nothing can be learned of others. task: a grid.
     """
     cells = task._spots
+    known = visited[tuple(cells.T)] >= KNOWN
     ways = np.stack([steps_away(task._free, c)[tuple(cells.T)] for c in cells])
     numbers = np.full(task._free.shape, -1)
     numbers[tuple(cells.T)] = np.arange(len(cells))
@@ -52,11 +72,16 @@ def agreement(agent: Any, task: Any) -> dict[str, float]:
         state, data, previous = agent.replay_context(batch, 0)
         post = agent.rssm.observe(agent.encode(data), previous, data["is_first"], state, Draws(0))
         guesses = agent.nets["achieved"](agent.latent(post))[:, SETTLED:].flatten(0, 1)
-        pairs = {"rank": (goals, ways), "rank_latent": (guesses, ways[at[:, SETTLED:].ravel()])}
-        found: dict[str, float] = {}
-        for name, (here, true) in pairs.items():
+        rows = at[:, SETTLED:].ravel()
+        pairs = {"rank": (goals, ways, known), "rank_latent": (guesses, ways[rows], known[rows])}
+        found: dict[str, float] = {"known": int(known.sum())}
+        for name, (here, true, sure) in pairs.items():
             learned = agent.nets["distance"](here[:, None], goals[None]).numpy()
-            for kind, chosen in (("", true > 0), ("_near", (true > 0) & (true <= agent.cfg.goal.reach))):
+            near = (true > 0) & (true <= agent.cfg.goal.reach)
+            kinds = {"": true > 0, "_near": near, "_near_known": near & sure[:, None] & known}
+            for kind, chosen in kinds.items():
+                if chosen.sum() < 2:
+                    continue
                 found[name + kind] = round(float(spearmanr(learned[chosen], true[chosen]).statistic), 3)
     return found
 

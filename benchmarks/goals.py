@@ -33,7 +33,7 @@ from polydream.tasks.base import Common
 from polydream.tasks.grids import FourRooms, Grid, Rooms25, place, places
 from polydream.variants.goal import Goal
 
-from .distances import agreement, steps_away
+from .distances import KNOWN, agreement, steps_away, visits
 
 COMMON = {
     "batch": 16,
@@ -217,7 +217,8 @@ def main() -> None:
     make = rooms_of(player.spec, args.world)
     found, shown = judge(player, make, episodes=args.episodes, seed=args.seed, pictures=True)
     if "distance" in player.agent.nets:
-        found |= agreement(player.agent, make())
+        task: Any = make()
+        found |= agreement(player.agent, task, visits(args.dir, task._free) if not task.spec.obs.get("image") else task._free * KNOWN)
     chance, _ = judge(RandomPlayer(player.spec, args.seed), make, episodes=args.episodes, seed=args.seed)
     result = {"world": args.world, "seed": args.seed, **settings, **found, "chance": chance["trained"], "chance_held": chance["held"]}
     (args.dir / "goals.json").write_text(json.dumps(result) + "\n")

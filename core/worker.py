@@ -30,9 +30,15 @@ class EnvError(RuntimeError):
 def describe(maker: Maker) -> str:
     """A short name for what a maker makes, for error messages."""
     if isinstance(maker, partial):
-        arguments = [repr(a) for a in maker.args] + [f"{k}={v!r}" for k, v in maker.keywords.items()]
+        arguments = [_short(a) for a in maker.args] + [f"{k}={_short(v)}" for k, v in maker.keywords.items()]
         return f"{getattr(maker.func, '__name__', maker.func)}({', '.join(arguments)})"
     return getattr(maker, "__qualname__", None) or repr(maker)
+
+
+def _short(argument: Any) -> str:
+    """An argument as an error line can hold it: of a whole configuration only its task."""
+    text = repr(argument)
+    return text if len(text) <= 80 else repr(getattr(argument, "task", None) or type(argument).__name__)
 
 
 class LocalEnv:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from benchmarks.distances import agreement, steps_away, walks
+from benchmarks.distances import KNOWN, agreement, steps_away, walks
 from benchmarks.goals import Held, goals_of, rooms, rooms_of
 from polydream.core.config import override
 from tests.fixtures import tiny
@@ -85,8 +85,10 @@ def test_a_true_distance_agrees_and_one_that_is_blind_does_not() -> None:
             return ways[torch.as_tensor(numbers)[ay, ax], by, bx].float()
 
     made.nets["distance"] = Counted()
-    found = agreement(made, task)
-    assert found["rank"] == found["rank_near"] == 1.0
+    visited = np.zeros(free.shape, int)
+    visited[tuple(cells[:9].T)] = KNOWN
+    found = agreement(made, task, visited)
+    assert found["rank"] == found["rank_near"] == found["rank_near_known"] == 1.0 and found["known"] == 9
     assert abs(found["rank_latent"]) < 0.5, "an untrained model does not know where it is"
 
 

@@ -95,6 +95,24 @@ def test_ends_stay_apart() -> None:
     assert row["is_last"] and row["is_terminal"]
 
 
+class Over(Levers):
+    """Says `done`, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full_done_spec = Composite(done=Categorical(2, (1,), dtype=torch.bool))
+
+    def _step(self, tensordict: TensorDict) -> TensorDict:
+        return super()._step(tensordict).exclude("terminated", "truncated")
+
+
+def test_who_says_only_done_terminates() -> None:
+    task = family.wrap(Over(), Common(), "over")
+    task.reset()
+    rows = [task.step(ACTION) for _ in range(5)]
+    assert [r["is_terminal"] for r in rows] == [r["is_last"] for r in rows] == [False] * 4 + [True]
+
+
 def test_the_picture_is_what_the_environment_shows() -> None:
     task = levers(repeat=2)
     task.reset()
