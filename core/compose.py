@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
+from . import registry
 from .agent import Dreamer
 from .config import ConfigError, hints
 
@@ -34,11 +35,12 @@ def compose(parts: Sequence[tuple[str, type[Dreamer]]]) -> type[Dreamer]:
     """One agent class that inherits from all of the named ones, with one Config that has the knobs of all.
 
     Parts are taken in alphabetical order of their names, so the order in which a user writes them changes nothing. The first
-    is the outermost: its seams call those of the next through `super()`.
+    is the outermost: its seams call those of the next through `super()`. One that descends from a registered variant takes that
+    one's place, whatever file it is in.
     Raises ConfigError for a part that is named twice or contained in another, for two owners of an exclusive seam, and for
     knobs that two parts declare or whose defaults they change in different ways.
     """
-    parts = sorted(parts, key=lambda part: part[0])
+    parts = sorted(parts, key=lambda part: (registry.ancestor(part[1]) or part[0], part[0]))
     title = "+".join(name for name, _ in parts)
     for i, (name, cls) in enumerate(parts):
         for other, base in parts[:i] + parts[i + 1 :]:

@@ -77,6 +77,12 @@ def variant(name: str) -> Any:
     return _combined(tuple(sorted(names))) if len(names) > 1 else lookup("polydream.variants", name)
 
 
+def ancestor(cls: type) -> str:
+    """Name of the registered variant that a class is or descends from, empty where there is none."""
+    names = {entry.value: name for name, entry in registered("polydream.variants").items()}
+    return next((names[key] for c in cls.__mro__ if (key := f"{c.__module__}:{c.__qualname__}") in names), "")
+
+
 @cache
 def _combined(names: tuple[str, ...]) -> Any:
     # Imported here because tasks use this module, too, and know nothing of agents.

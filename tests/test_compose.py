@@ -299,3 +299,10 @@ def test_training_refuses_a_task_without_what_is_required(capsys: pytest.Capture
     assert main(["train", "--variant", "needy:Needy", "--task", "world/chain", "--preset", "smoke"]) == 2
     assert capsys.readouterr().err == ("polydream: Needy needs 'instruction' from its task, which offers vector; the nearest is 'vector'\n")
     assert not Path("runs").exists()
+
+
+def test_who_descends_from_a_variant_takes_its_place() -> None:
+    for first in ("ensemble", "multitask"):
+        usual, own = registry.variant(f"{first}+goal"), registry.variant(f"benchmarks.goals:Held+{first}")
+        theirs = [c.__name__ for c in own.__mro__[1:] if c.__name__ != "Held"]
+        assert theirs == [c.__name__ for c in usual.__mro__[1:]]
