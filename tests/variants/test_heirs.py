@@ -51,7 +51,7 @@ def test_an_heir_has_what_the_tasks_share_and_anew_what_is_new(tmp_path: Path) -
     shared = [k for k in now if k.startswith(("nets.encoder", "nets.rssm", "nets.decoder", "behaviors.main.policy"))]
     assert shared and all(torch.equal(now[k], old[k]) for k in shared)
     assert {k for k in fresh if k.startswith("nets")} == {
-        k for k in now if k.startswith(("nets.tasks.0", "nets.reward.0", "nets.cont.0", "nets.trust"))
+        k for k in now if k.startswith(("nets.tasks.0", "nets.reward.0", "nets.cont.0", "nets.units.0", "nets.trust"))
     }
     assert all(torch.equal(now[k], before[k]) for k in fresh)
 
