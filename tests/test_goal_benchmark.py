@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from benchmarks.distances import KNOWN, agreement, steps_away, walks
+from benchmarks.distances import KNOWN, agreement, steps_away, visits, walks
 from benchmarks.goals import Held, goals_of, rooms, rooms_of
 from polydream.core.config import override
+from polydream.core.presets import resolve
+from polydream.core.train import Trainer
 from tests.fixtures import tiny
 
 KINDS = [{}, {"obs": "pixels", "size": 32}, {"world": "rooms25"}]
@@ -98,3 +101,21 @@ def test_walks_keep_to_the_floor_one_step_at_a_time() -> None:
     assert ways.shape == (len(task._spots), 12, 2) and actions.shape == ways.shape[:2]
     assert bool(task._free[tuple(np.moveaxis(ways, -1, 0))].all())
     assert int(np.abs(np.diff(ways, axis=1)).sum(-1).max()) == 1
+
+
+def test_visits_are_those_of_the_run(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"dir": str(tmp_path), "log.mlflow": False, "eval.video": False, "eval.baseline": 0, "save_every": 0}
+    cfg = resolve({"preset": "smoke", "task": "world/fourrooms"}, usual | {"steps": 100, "warmup": 1000, "threads": 1})
+    free = rooms()._free  # type: ignore[attr-defined]
+    counted = np.zeros(free.shape, int)
+    with Trainer(cfg) as trainer:
+        stepped = trainer.envs.step
+
+        def noted(actions: Any) -> Any:
+            seen = stepped(actions)
+            counted[seen["obs"]["y"][0], seen["obs"]["x"][0]] += 1
+            return seen
+
+        trainer.envs.step = noted  # type: ignore[method-assign]
+        trainer.run()
+    assert counted.sum() >= 100 and (visits(tmp_path, free) == counted).all()

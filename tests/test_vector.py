@@ -10,9 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 
+from polydream.core.launch import make_task
+from polydream.core.presets import resolve
 from polydream.core.rng import seed_for
 from polydream.core.specs import Spec
 from polydream.core.vector import EnvError, Vector
+from polydream.core.worker import describe
 from polydream.tasks import gym, module, world
 
 SOURCE = '''
@@ -340,3 +343,9 @@ def test_bad_calls():
             vector.step({"action": np.zeros(3, np.int32)})
     with pytest.raises(RuntimeError, match="closed"):
         vector.step()
+
+
+def test_a_maker_is_named_by_its_task_and_not_by_its_whole_configuration() -> None:
+    cfg = resolve({"task": "world/fourrooms"}, {})
+    assert describe(partial(make_task, cfg, 0, count=2)) == "make_task('world/fourrooms', 0, count=2)"
+    assert describe(partial(make_task, "x" * 100)) == "make_task('str')"
