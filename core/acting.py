@@ -41,13 +41,13 @@ class CompiledPolicy:
         self._traced: dict[Hashable, _Traced | None] = {}
 
     def __call__(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
-        leaves = {"data": _leaves(data), "state": _leaves(state)}
-        shapes = tuple((side, k, v.shape, v.dtype) for side, found in leaves.items() for k, v in found.items())
+        given = {"data": leaves(data), "state": leaves(state)}
+        shapes = tuple((side, k, v.shape, v.dtype) for side, found in given.items() for k, v in found.items())
         key = (self.agent.training, tuple(sorted(draws.modes.items())), shapes)
         if key not in self._traced:
             return self._first(key, data, state, draws)
         traced = self._traced[key]
-        return self.step(data, state, draws) if traced is None else traced(leaves["data"], leaves["state"], draws)
+        return self.step(data, state, draws) if traced is None else traced(given["data"], given["state"], draws)
 
     def _first(self, key: Hashable, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
         """A step of shapes that were not met before: it is taken plainly, and traced for those to come.
@@ -57,7 +57,7 @@ class CompiledPolicy:
         asked = Asked(draws)
         with compiler.paused(self.agent):
             out = self.step(data, state, asked)
-            if _leaves(out[1]).keys() <= _leaves(state).keys():
+            if leaves(out[1]).keys() <= leaves(state).keys():
                 self._traced[key] = self._trace(data, state, asked, out)
         return out
 
@@ -78,9 +78,9 @@ class _Traced:
     ) -> None:
         self.draws = asked
         self.batch_size, self.device = data.batch_size, data.device
-        self.names = [tuple(_leaves(part)) for part in out]
+        self.names = [tuple(leaves(part)) for part in out]
         weights = dict(agent.named_parameters()) | dict(agent.named_buffers())
-        inputs = (list(_leaves(data).values()), list(_leaves(state).values()), self.draws.values)
+        inputs = (list(leaves(data).values()), list(leaves(state).values()), self.draws.values)
         graph = self._graph(agent, step, weights, inputs, data, state)
         before, after, self.kept = _split(graph, len(weights))
         self.weights = [list(weights.values())[i] for i in self.kept]
@@ -97,7 +97,7 @@ class _Traced:
             given = (_filled(part, values) for part, values in zip(like, (data, state), strict=True))
             arguments = (*given, Given(noise, self.draws.modes, self.draws.device))
             out = functional_call(_Called(agent, step), dict(zip(names, weights, strict=True)), arguments)
-            return [v for part in out for v in _leaves(part).values()]
+            return [v for part in out for v in leaves(part).values()]
 
         names = [f"agent.{k}" for k in weights]
         values = [v.detach() for v in weights.values()]
@@ -122,9 +122,9 @@ class _Traced:
         actions, after = (dict(zip(n, v, strict=True)) for n, v in zip(self.names, (out[:split], out[split:]), strict=True))
         return self._nested(actions), self._nested(after)
 
-    def _nested(self, leaves: dict[Any, Tensor]) -> TensorDict:
+    def _nested(self, values: dict[Any, Tensor]) -> TensorDict:
         found: dict[str, Any] = {}
-        for (*path, last), value in leaves.items():
+        for (*path, last), value in values.items():
             inside = found
             for part in path:
                 inside = inside.setdefault(part, {})
@@ -143,7 +143,7 @@ class _Called(nn.Module):
         return self.step(*inputs)
 
 
-def _leaves(tree: TensorDict) -> dict[tuple[str, ...], Tensor]:
+def leaves(tree: TensorDict) -> dict[tuple[str, ...], Tensor]:
     """Tensors by path, in a fixed order."""
     found = {k if isinstance(k, tuple) else (k,): v for k, v in tree.items(True, True)}
     return dict(sorted(found.items()))
@@ -152,7 +152,7 @@ def _leaves(tree: TensorDict) -> dict[tuple[str, ...], Tensor]:
 def _filled(like: TensorDict, values: list[Tensor]) -> TensorDict:
     """A tree of the same paths with other tensors."""
     tree = TensorDict({}, like.batch_size, device=like.device)
-    for path, value in zip(_leaves(like), values, strict=True):
+    for path, value in zip(leaves(like), values, strict=True):
         tree.set(path, value)
     return tree
 

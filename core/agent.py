@@ -15,17 +15,21 @@ from . import codec, openloop
 from .acting import CompiledPolicy
 from .behavior import Behavior, Objective, actor_critic, frozen, replay_value
 from .codec import Decoder, Encoder
+from .compiler import Compile
 from .heads import Head, Policy
 from .knobs import Config as Config
+from .mover import Mover
 from .nets import RMSNorm, initialize
 from .optim import Optimizer, finite, gradient_norms, make_groups, total_norm
 from .outputs import Output
 from .promises import require
+from .recording import RecordedUpdate
 from .rng import Draws
 from .rssm import RSSM
 from .specs import Space, Spec
 
 AgentConfig = Config
+Updated = tuple[dict[str, Tensor], TensorDict]  # metrics, and latents with their priority
 
 
 class Dreamer(nn.Module):
@@ -53,11 +57,12 @@ class Dreamer(nn.Module):
         self.spec = self.spaces(spec)
         self.precision = torch.float32
         self._compiled: CompiledPolicy | None = None
+        self._recorded: RecordedUpdate | None = None
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
         self.nets = nn.ModuleDict(self.build())
         self.behaviors = nn.ModuleDict(self.build_behaviors())
         initialize(self, seed)
-        for objective in self._objectives():
+        for objective in self.objectives():
             objective.start()
 
     # ------------------------------------------------------------------------------------------------ seams
@@ -190,7 +195,8 @@ class Dreamer(nn.Module):
         r = self.cfg.rssm
         return {"deter": Space(shape=(r.deter,)), "stoch": Space(shape=(r.stoch,), dtype="uint8", classes=r.classes)}
 
-    def _objectives(self) -> list[Objective]:
+    def objectives(self) -> list[Objective]:
+        """Of all behaviors."""
         return [o for b in self.behaviors.values() for o in b.terms().values()]  # type: ignore[operator]
 
     # ------------------------------------------------------------------------------------------------ final
@@ -212,7 +218,7 @@ class Dreamer(nn.Module):
             state = self.act(state.set("joined", Dreamer.latent(self, state.exclude("joined"))), draws)
             states.append(state)
             if t < self.cfg.dream:
-                state = state.copy().update(self.rssm.step(state, self._joined(state["action"]), draws))
+                state = state.copy().update(self.rssm.step(state, codec.joined(self.spec.action, state["action"]), draws))
         dream: TensorDict = torch.stack([s.exclude("deter", "stoch") for s in states], 1)
         deter, stoch = dream["joined"].split([start["deter"].shape[-1], start["stoch"][0].numel()], -1)
         return dream.update({"deter": deter, "stoch": stoch.unflatten(-1, start["stoch"].shape[1:])})
@@ -282,7 +288,7 @@ class Dreamer(nn.Module):
             seen, own = behavior.excerpt(dream, {k: rewards[k] for k in behavior.terms()})
             terms, returns, extra = actor_critic(behavior, self.view(seen), seen["action"], own, seen["cont"], update)
             if not behavior.awake:
-                terms["policy"], extra["asleep"] = terms["policy"].detach(), torch.ones(())
+                terms["policy"], extra["asleep"] = terms["policy"].detach(), terms["policy"].new_ones(())
             if self.scales().get("repval"):
                 seen = self.view(post) if self.cfg.repval_grad else self.view(post).detach()
                 terms |= replay_value(behavior, seen, batch, returns, update)
@@ -291,19 +297,21 @@ class Dreamer(nn.Module):
         return losses, metrics
 
     @final
-    def accelerate(self, precision: Literal["float32", "bfloat16"] = "float32", compile: Literal["none", "steps"] = "none") -> None:
-        """Choose the type of matrix products in `update`, and whether its steps and norms are compiled.
+    def accelerate(self, precision: Literal["float32", "bfloat16"] = "float32", compile: Compile = "none") -> None:
+        """Choose the type of matrix products in `update`, and whether its steps and norms are compiled, or on a GPU all of it recorded too.
 
         Weights, norms, distributions and losses stay float32. Collecting acts in the type of the scan where it is compiled, else in
         float32; evaluation (`eval()`) always plays as a loaded agent does, plainly and in float32.
         """
         self.precision = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        self._compiled = CompiledPolicy(self, self._decide_fast) if compile == "steps" else None
+        fast = compile != "none"
+        self._compiled = CompiledPolicy(self, self._decide_fast) if fast else None
+        self._recorded = RecordedUpdate(self, self._update) if compile == "graph" else None
         for module in self.modules():
             if isinstance(module, RSSM):
-                module.accelerate(self.precision, compile == "steps")
-            elif isinstance(module, (RMSNorm, Head)):
-                module.compiled = compile == "steps"
+                module.accelerate(self.precision, fast, fused=compile == "graph")
+            elif isinstance(module, (RMSNorm, Head, Policy, Encoder, Decoder)):
+                module.compiled = fast
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.updates.device.type, torch.bfloat16, enabled=self.precision is torch.bfloat16)
@@ -320,11 +328,16 @@ class Dreamer(nn.Module):
 
     @final
     @record_function("update")
-    def update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int = 1) -> tuple[dict[str, Tensor], TensorDict]:
+    def update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int = 1) -> Updated:
         """One training step on a replayed batch (B, K + T): metrics, and fresh latents (B, T) with `priority` for the replay.
 
         A pure function of weights, batch and draws.
         """
+        if self._recorded is not None and self.training:
+            return self._recorded(batch, optimizer, draws, context)
+        return self._update(batch, optimizer, draws, context, Mover(self, optimizer))
+
+    def _update(self, batch: TensorDict, optimizer: Optimizer, draws: Draws, context: int, move: Mover) -> Updated:
         state, data, previous = self.replay_context(batch, context)
         kept = [b.clone() for b in self.buffers()]  # normalisers move while the losses are computed
         losses, post, metrics = self.losses(data, state, previous, draws)
@@ -337,15 +350,7 @@ class Dreamer(nn.Module):
         metrics |= means | {"opt/loss": loss.detach()}
         good = finite((loss, data["reward"].sum(), *norms.values()))
         metrics["opt/skipped"] = (~good).float()
-        if good:
-            with record_function("optimizer"):
-                metrics |= optimizer.step(norms=norms)
-            self.updates += 1
-            for objective in self._objectives():
-                objective.follow(int(self.updates))
-        else:
-            for buffer, before in zip(self.buffers(), kept, strict=True):
-                buffer.copy_(before)
+        metrics |= move(norms, good, kept)
         # What a prioritised replay goes by: how badly the world model explains each step.
         scales = self.scales()
         priority = sum((scales[k] * v.detach() for k, v in losses.items() if v.shape == data.batch_size), torch.zeros(()))
@@ -355,7 +360,7 @@ class Dreamer(nn.Module):
     def optimizer(self) -> Optimizer:
         """A fresh optimizer over all trainable parameters, grouped as the configuration says."""
         actor = {p for b in self.behaviors.values() for p in b.policy.parameters()}  # type: ignore[union-attr]
-        critic = {p for o in self._objectives() for p in o.critic.parameters()}
+        critic = {p for o in self.objectives() for p in o.critic.parameters()}
         trainable = [p for p in self.parameters() if p.requires_grad]
         model = [p for p in trainable if p not in actor and p not in critic]
         groups = make_groups(self.cfg.optim, model, [p for p in trainable if p in actor], [p for p in trainable if p in critic])
@@ -375,9 +380,8 @@ class Dreamer(nn.Module):
 
         Uses the same `encode`, `observe`, `context` and `act` as training.
         """
-        if self._compiled is not None and self.training:
-            return self._compiled(data, state, draws)
-        return self._decide(data, state, draws)
+        decide = self._compiled if self._compiled is not None and self.training else self._decide
+        return decide(data, state, draws)
 
     def _decide_fast(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
         with self._autocast() if self.rssm.scan_dtype is self.precision else nullcontext():
@@ -385,7 +389,7 @@ class Dreamer(nn.Module):
 
     def _decide(self, data: TensorDict, state: TensorDict, draws: Draws) -> tuple[TensorDict, TensorDict]:
         first = data["is_first"]
-        tokens, previous = self.encode(data), self._joined(state["action"])
+        tokens, previous = self.encode(data), codec.joined(self.spec.action, state["action"])
         post = self.rssm.observe(tokens[:, None], previous[:, None], first[:, None], state.select("deter", "stoch"), draws)
         state = state.copy().update({k: post[k][:, 0] for k in ("deter", "stoch")})
         fresh = self.context(data, state, draws)
@@ -394,7 +398,3 @@ class Dreamer(nn.Module):
             state.set(key, chosen if kept is None else torch.where(first.reshape(-1, *[1] * (chosen.ndim - 1)), chosen, kept))
         state = self.act(state, draws)
         return codec.env_actions(self.spec.action, state["action"]), state
-
-    def _joined(self, action: TensorDict) -> Tensor:
-        """Actions by key in model form -> (*, A), keys sorted."""
-        return torch.cat([action[k] for k in sorted(self.spec.action)], -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -90,6 +91,14 @@ class Objective(nn.Module):
             slow, online = ([p.detach() for p in net.parameters()] for net in (self.slow, self.critic))
             torch._foreach_lerp_(slow, online, self.cfg.slow_rate)
 
+    @torch.no_grad()
+    def follow_where(self, updates: Tensor, good: Tensor) -> None:
+        """As `follow`, where the host does not know the number () of the update, nor whether it was good, a bool ()."""
+        slow, online = ([p.detach() for p in net.parameters()] for net in (self.slow, self.critic))
+        way = torch._foreach_sub(online, slow)
+        torch._foreach_mul_(way, self.cfg.slow_rate * (good & (updates % self.cfg.slow_every == 0)))
+        torch._foreach_add_(slow, way)
+
     @property
     def bootstrap(self) -> Head:
         """The critic whose values continue the returns."""
@@ -99,7 +108,7 @@ class Objective(nn.Module):
         """Lambda-returns (N, H) of a dream and the values (N, H + 1) that bootstrap them and serve as baseline."""
         target = slow if self.cfg.target == "slow" else value
         live = cont if self.cfg.contdisc else cont * self.cfg.discount
-        return maths.lambda_return(reward, target, live, self.cfg.lam), target
+        return self._accumulate(reward, target, live, self.cfg.lam), target
 
     def weights(self, cont: Tensor) -> Tensor:
         """Probability (N, H + 1), discounted, that the dream is still alive at each state, without gradient."""
@@ -169,9 +178,14 @@ class Objective(nn.Module):
         """Value loss and returns on replayed steps, each (B, T - 1): rewards as received, bootstrapped by dreamed returns `boot` (B, T)."""
         live = (~is_terminal).float() * self.discount(value)
         carry = (~is_last).float() * self.cfg.lam
-        ret = maths.lambda_return(reward, boot.detach(), live, carry)
+        ret = self._accumulate(reward, boot.detach(), live, carry)
         loss = self._fit(value, self.target(ret, value, update), slow.pred().detach())
         return (~is_last[:, :-1]).float() * loss, ret
+
+    def _accumulate(self, reward: Tensor, boot: Tensor, live: Tensor, lam: Tensor | float) -> Tensor:
+        # A loop of small operations: on a GPU one kernel instead of sixty.
+        fast = reward.is_cuda and self.critic.compiled and self.training
+        return (_compiled_return() if fast else maths.lambda_return)(reward, boot, live, lam)
 
     def _fit(self, value: Output, target: Tensor, slow: Tensor) -> Tensor:
         # The last state has no return. It gets a loss against zero that is cut off again, so the critic runs once over all states.
@@ -180,6 +194,11 @@ class Objective(nn.Module):
             return value.loss(padded)[:, :-1]
         fit, pull = value.loss(torch.stack([padded, slow]))
         return (fit + self.cfg.slow_weight * pull)[:, :-1]
+
+
+@cache
+def _compiled_return() -> Callable[..., Tensor]:
+    return torch.compile(maths.lambda_return, dynamic=False)
 
 
 class Behavior(nn.Module):

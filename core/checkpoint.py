@@ -226,6 +226,7 @@ def _refuse_mismatch(cfg: RunConfig, spec: Spec, tensors: Mapping[str, Tensor]) 
 
 def agent_tensors(agent: Dreamer, optimizer: Optimizer) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Weights, buffers and moments as groups of tensors, and the optimizer's counters as state."""
+    optimizer.settle()
     names: dict[Tensor, str] = {p: n for n, p in agent.named_parameters()}
     moments: dict[str, Tensor] = {}
     steps: dict[str, int] = {}

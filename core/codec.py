@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -72,6 +73,11 @@ def flat(spaces: Mapping[str, Space], values: Mapping[str, Tensor], squash: bool
     return torch.cat(parts, -1)
 
 
+def joined(spaces: Mapping[str, Space], actions: TensorDict) -> Tensor:
+    """Actions by key in model form -> (*, A), keys sorted."""
+    return torch.cat([actions[k] for k in sorted(spaces)], -1)
+
+
 def model_actions(spaces: Mapping[str, Space], actions: TensorDict) -> TensorDict:
     """Environment form -> model form: class indices (*, *shape) become one-hot (*, width), numbers (*, width)."""
     return TensorDict({k: flat({k: s}, {k: actions[k]}, False) for k, s in spaces.items()}, actions.batch_size, device=actions.device)
@@ -116,7 +122,7 @@ class Encoder(nn.Module):
 
     def __init__(self, obs: Mapping[str, Space], cfg: CodecConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.compiled = cfg, False
         self.vectors, self.images = split(obs)
         self.width = 0
         if self.vectors:
@@ -149,13 +155,16 @@ class Encoder(nn.Module):
         return torch.cat(parts, -1)
 
     def _see(self, image: Tensor) -> Tensor:
+        return _compiled(Encoder._convolve)(self, image) if self.compiled and self.training and image.is_cuda else self._convolve(image)
+
+    def _convolve(self, image: Tensor) -> Tensor:
         lead = image.shape[:-3]
         # Pixels arrive channels-last in memory, which is the layout convolutions like best: the permute moves nothing.
         x = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).float() / 255 - 0.5
         for i, (conv, scale) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = conv(x)
-            if self.cfg.down == "pool" and not (self.cfg.outer and i == 0):
-                x = max_pool(x)
+            pool = self.cfg.down == "pool" and not (self.cfg.outer and i == 0)
+            # In one where it is a matter of arithmetic only, and in two where the processor's own convolutions are faster.
+            x = conv.pooled(x) if pool and x.is_cuda else max_pool(conv(x)) if pool else conv(x)  # type: ignore[operator]
             x = _finish(scale, self.act, x)
         return x.permute(0, 2, 3, 1).reshape(*lead, -1)
 
@@ -165,7 +174,7 @@ class Decoder(nn.Module):
 
     def __init__(self, obs: Mapping[str, Space], deter: int, stoch: int, cfg: CodecConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.compiled = cfg, False
         self.vectors, self.images = split(obs)
         self.act = activation(cfg.act)
         if self.vectors:
@@ -217,6 +226,11 @@ class Decoder(nn.Module):
         )
 
     def _draw(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        if self.compiled and self.training and deter.is_cuda:
+            return _compiled(Decoder._unfold)(self, deter, stoch)
+        return self._unfold(deter, stoch)
+
+    def _unfold(self, deter: Tensor, stoch: Tensor) -> Tensor:
         lead = deter.shape[:-1]
         deter, stoch = deter.reshape(-1, deter.shape[-1]), stoch.reshape(-1, stoch.shape[-1])
         height, width = self.grid
@@ -229,6 +243,12 @@ class Decoder(nn.Module):
             x = _finish(scale, self.act, conv(x))
         x = torch.sigmoid(self.image(x))
         return x.permute(0, 2, 3, 1).reshape(*lead, *x.shape[-2:], x.shape[1])
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """On a GPU images wait for memory, not for products: what can be fused with a convolution is. On a processor it gains nothing."""
+    return torch.compile(function, dynamic=False)
 
 
 def _finish(scale: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

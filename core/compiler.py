@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
+
+Compile = Literal["none", "steps", "graph"]
+"""steps: what is done again and again is compiled. graph: on a GPU the whole update is recorded as well, as one CUDA graph."""
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that tells torch where generated code lies. Whoever sets it has the last word."""

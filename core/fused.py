@@ -101,6 +101,9 @@ def _compiled_backward() -> Callable[..., Any]:
 def normed_silu(x: Tensor, scale: Tensor, compiled: bool = False) -> Tensor:
     """silu(x / rms(x) * scale) over the last axis, differentiable: x (*, U), scale (U,) -> (*, U) in the type of x."""
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        if torch.compiler.is_compiling():  # the compiler differentiates what it fuses, and chooses what to keep
+            wide = x.float()
+            return F.silu(wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * scale).to(x.dtype)
         return _NormSiLU.apply(x, scale, compiled)
     # Inside a larger compiled function this is part of it.
     return _compiled_forward()(x, scale) if compiled else _forward(x, scale)
@@ -117,7 +120,7 @@ class _MaxPool(torch.autograd.Function):
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
         kind = torch.int16 if x.shape[-1] * x.shape[-2] < 2**15 else torch.int32
         pieces = []
-        for piece in x.split(_images(x.shape)):
+        for piece in x.split(_images(x)):
             pooled, places = F.max_pool2d(piece, 2, return_indices=True)
             pieces.append((pooled, places.to(kind)))
         return pieces[0] if len(pieces) == 1 else tuple(torch.cat(column) for column in zip(*pieces, strict=True))  # type: ignore[return-value]
@@ -133,20 +136,20 @@ class _MaxPool(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         layout = torch.channels_last if grad.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         whole = torch.empty(ctx.shape, dtype=grad.dtype, device=grad.device, memory_format=layout)
-        size = _images(ctx.shape)
+        size = _images(whole)
         for piece, out, where in zip(grad.split(size), whole.split(size), places.split(size), strict=True):
             # Of the input only shape and layout are read.
             out.copy_(torch.ops.aten.max_pool2d_with_indices_backward(piece, out, [2, 2], [2, 2], [0, 0], [1, 1], False, where.long()))
         return whole
 
 
-def _images(shape: torch.Size) -> int:
-    """How many of the images (n, c, h, w) are pooled at a time."""
-    return max(1, POOLED // shape[1:].numel())
+def _images(x: Tensor) -> int:
+    """How many of the images (n, c, h, w) are pooled at a time: on a GPU all of them."""
+    return max(1, POOLED // x.shape[1:].numel()) if x.device.type == "cpu" else len(x)
 
 
 def max_pool(x: Tensor) -> Tensor:
     """The largest of every 2 x 2 pixels: (n, c, h, w) -> (n, c, h / 2, w / 2)."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         return _MaxPool.apply(x)[0]
     return F.max_pool2d(x, 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -74,12 +75,22 @@ class PolicyConfig:
     act: Activation = "silu"  # of the layers
 
 
+def _bounds(mean: Tensor, std: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Mean within -1 and 1, deviation within low and high."""
+    return torch.tanh(mean), (high - low) * torch.sigmoid(std + 2.0) + low
+
+
+@cache
+def _compiled_bounds() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(_bounds, dynamic=False, fullgraph=True)
+
+
 class Policy(nn.Module):
     """Features (*, F) -> one `Distribution` per action key, in alphabetical order of the keys."""
 
     def __init__(self, inputs: int, action: Mapping[str, Space], cfg: PolicyConfig) -> None:
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.compiled = cfg, False
         self.action = {k: action[k] for k in sorted(action)}
         self.mlp = MLP(inputs, cfg.units, cfg.layers, cfg.norm, cfg.act)
         self.outs = nn.ModuleDict()
@@ -98,7 +109,8 @@ class Policy(nn.Module):
             return Categorical(logits, len(space.shape), self.cfg.unimix)
         low, high = self.cfg.min_std, self.cfg.max_std
         if self.cfg.continuous == "bounded_normal":
-            return Normal(torch.tanh(raw["mean"]), (high - low) * torch.sigmoid(raw["std"] + 2.0) + low)
+            fast = self.compiled and self.training and x.is_cuda
+            return Normal(*(_compiled_bounds() if fast else _bounds)(raw["mean"], raw["std"], low, high))
         if self.cfg.continuous == "tanh_normal":
             return Normal(raw["mean"], nn.functional.softplus(raw["std"]) + low, squash=True)
         return Normal(raw["mean"], torch.exp(raw["std"]))

@@ -17,6 +17,7 @@ import torch
 
 from . import registry
 from .agent import Dreamer
+from .compiler import Compile
 from .config import ConfigError, to_dict
 from .player import Player
 from .replay import Replay
@@ -59,9 +60,12 @@ def run_directory(cfg: RunConfig) -> Path:
     return path
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` takes the first GPU there is, else the processor."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(name: str, compile: Compile = "none") -> torch.device:
+    """`auto` takes the first GPU there is, else the processor. Raises ConfigError for an update that is to be recorded on a processor."""
+    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if compile == "graph" and device.type != "cuda":
+        raise ConfigError(f"compile=graph records updates on a GPU, and this run is on {device}: use compile=steps")
+    return device
 
 
 def make_agent(cfg: RunConfig, spec: Spec) -> Dreamer:

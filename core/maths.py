@@ -58,7 +58,7 @@ def lambda_return(reward: Tensor, boot: Tensor, live: Tensor, lam: Tensor | floa
     probability of not having ended there); entry 0 of each is never read. lam is a number or (*, T), 0 where the chain
     must stop. Returns (*, T - 1): R_t = r_{t+1} + live_{t+1} * ((1 - lam_{t+1}) * boot_{t+1} + lam_{t+1} * R_{t+1}).
     """
-    carry = torch.as_tensor(lam, dtype=reward.dtype, device=reward.device).expand_as(reward)
+    carry = lam.to(reward.dtype).expand_as(reward) if isinstance(lam, Tensor) else torch.full_like(reward, lam)
     step = reward + live * (1 - carry) * boot
     decay = live * carry
     ret = boot[..., -1]

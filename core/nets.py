@@ -116,8 +116,11 @@ class Conv(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride)
         if up == "nearest":
             self.register_buffer("fold", _fold(kernel), persistent=False)
+        elif stride == 1 and up == "no" and kernel % 2:
+            self.register_buffer("spread", _spread(kernel), persistent=False)
 
     fold: Tensor
+    spread: Tensor
 
     def reset_parameters(self) -> None:
         """Nothing at construction: `initialize` does it once names are known."""
@@ -137,8 +140,8 @@ class Conv(nn.Conv2d):
         pads = [max((math.ceil(s / stride) - 1) * stride + kernel - s, 0) for s in size]
         (top, left) = (p // 2 for p in pads)
         if pads[0] == pads[1] == kernel - 1 and kernel % 2:
-            return F.conv2d(x, self.weight, self.bias, self.stride, kernel // 2)
-        return F.conv2d(F.pad(x, (left, pads[1] - left, top, pads[0] - top)), self.weight, self.bias, self.stride)
+            return convolve(x, self.weight, self.bias, stride, kernel // 2)
+        return convolve(F.pad(x, (left, pads[1] - left, top, pads[0] - top)), self.weight, self.bias, stride)
 
     def _subpixel(self, x: Tensor) -> Tensor:
         """Nearest upsampling and a kernel of k equal a smaller kernel to four times the channels and a pixel shuffle.
@@ -150,7 +153,31 @@ class Conv(nn.Conv2d):
         weight = torch.einsum("adu,bev,oiuv->oabide", self.fold, self.fold, self.weight)
         weight = weight.reshape(outputs * 4, self.in_channels, reach, reach)
         bias = None if self.bias is None else self.bias.repeat_interleave(4)
-        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=reach // 2), 2)
+        return F.pixel_shuffle(convolve(x, weight, bias, padding=reach // 2), 2)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """This convolution and a 2 x 2 max-pool after it, for stride 1: (n, c, h, w) -> (n, o, h / 2, w / 2).
+
+        The pixels of a 2 x 2 block become channels, and so do the four outputs that the pool compares: a smaller kernel, more channels and
+        a quarter of the places are what a GPU multiplies fast, and the pool looks at channels of one place.
+        """
+        outputs, reach = self.out_channels, self.spread.shape[2]
+        weight = torch.einsum("apmu,bqnv,ocuv->abocpqmn", self.spread, self.spread, self.weight)
+        weight = weight.reshape(4 * outputs, 4 * self.in_channels, reach, reach)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        one, two, three, four = convolve(F.pixel_unshuffle(x, 2), weight, bias, padding=reach // 2).chunk(4, 1)
+        # The first of equals, as the pool takes it.
+        upper, lower = torch.where(one >= two, one, two), torch.where(three >= four, three, four)
+        return torch.where(upper >= lower, upper, lower)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
+    """F.conv2d. On a GPU channels are filled up to a multiple of 8 with zeros: tensor cores take no other, and three colours would wait."""
+    inputs, outputs = -weight.shape[1] % 8, -weight.shape[0] % 8
+    if not x.is_cuda or not (inputs or outputs):
+        return F.conv2d(x, weight, bias, stride, padding)
+    x, wide = F.pad(x, (0, 0, 0, 0, 0, inputs)), F.pad(weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
+    return F.conv2d(x, wide, None if bias is None else F.pad(bias, (0, outputs)), stride, padding)[:, : len(weight)]
 
 
 def _fold(kernel: int) -> Tensor:
@@ -162,6 +189,18 @@ def _fold(kernel: int) -> Tensor:
         for tap in range(-half, half + 1):
             fold[parity, (parity + tap) // 2 + reach, tap + half] = 1
     return fold
+
+
+def _spread(kernel: int) -> Tensor:
+    """(2, 2, reach, kernel) of 0/1: from which input parity and block a kernel's tap reads, for even and odd output positions."""
+    half = kernel // 2
+    reach = (half + 1) // 2
+    spread = torch.zeros(2, 2, 2 * reach + 1, kernel)
+    for parity in range(2):
+        for tap in range(kernel):
+            block, source = divmod(parity + tap - half, 2)
+            spread[parity, source, block + reach, tap] = 1
+    return spread
 
 
 def _zero_stuffed(x: Tensor) -> Tensor:

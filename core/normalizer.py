@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,8 +68,10 @@ class Normalizer(nn.Module):
 def percentiles(x: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Two percentiles of all of x, linearly interpolated. torch.quantile gives the same and refuses more than 16 million."""
     values = x.flatten().sort().values
-    place = torch.tensor([low, high], device=x.device, dtype=torch.float64) / 100 * (len(values) - 1)
-    below = place.floor().long()
-    share = (place - below).to(values.dtype)
-    result = torch.lerp(values[below], values[(below + 1).clamp(max=len(values) - 1)], share)
-    return result[0], result[1]
+    return _between(values, low / 100 * (len(values) - 1)), _between(values, high / 100 * (len(values) - 1))
+
+
+def _between(values: Tensor, place: float) -> Tensor:
+    """What stands at a place, counted from 0, of a row of numbers."""
+    below = math.floor(place)
+    return torch.lerp(values[below], values[min(below + 1, len(values) - 1)], place - below)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,6 +61,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], cfg: OptimConfig) -> None:
         self.cfg = cfg
+        self.unsettled: Callable[[], None] | None = None
         super().__init__(groups, {"lr": cfg.lr, "clip": 0.0, "updates": 0})
 
     @torch.no_grad()
@@ -68,27 +69,30 @@ class Optimizer(torch.optim.Optimizer):
         """Move all parameters that have a gradient. norms: those of their gradients by parameter, where they are known already."""
         metrics: dict[str, Tensor] = {}
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            prefix = "opt" if len(self.param_groups) == 1 else f"opt/{group['name']}"
-            if params:
+            if params := with_gradient(group):
                 known = gradient_norms(params) if norms is None else norms
-                metrics |= {f"{prefix}/{k}": v for k, v in self._step(group, params, [known[p] for p in params]).items()}
+                metrics |= self.named(group, self._step(group, params, torch.stack([known[p] for p in params])))
+                self.count(params)
             group["updates"] += 1
         return metrics
 
-    def _step(self, group: dict[str, Any], params: list[Tensor], norms: list[Tensor]) -> dict[str, Tensor]:
+    def named(self, group: dict[str, Any], metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of a group, named for the log."""
+        prefix = "opt" if len(self.param_groups) == 1 else f"opt/{group['name']}"
+        return {f"{prefix}/{k}": v for k, v in metrics.items()}
+
+    def _step(self, group: dict[str, Any], params: list[Tensor], norms: Tensor) -> dict[str, Tensor]:
         cfg = self.cfg
-        norm = total_norm(norms)
+        norm = norms.norm()
         grads = [p.grad for p in params if p.grad is not None]
-        if cfg.agc:
-            grads = list(torch._foreach_div(grads, _excess(norms, params, cfg.agc)))
-        if group["clip"]:
-            grads = list(torch._foreach_mul(grads, (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0)))
-        steps, first, second = self._moments(params)
-        update = self._laprop(grads, steps, first, second) if cfg.kind == "laprop" else self._adam(grads, steps, first, second)
-        lr = learning_rate(cfg, group["lr"], group["updates"])
+        if cfg.agc or group["clip"]:
+            grads = list(torch._foreach_mul(grads, list(self.shrinks(group, params, norms, norm).unbind())))
+        first, second = self.moments(params)
+        rates, corrections1, corrections2, decays = self.dials(group, params)
+        update = (self._laprop if cfg.kind == "laprop" else self._adam)(grads, corrections1, corrections2, first, second)
+        lr = rates[0]
         if cfg.decay:
-            kernels = [(u, p) for u, p in zip(update, params, strict=True) if p.ndim > 1]
+            kernels = [(u, p) for u, p, decay in zip(update, params, decays, strict=True) if decay]
             torch._foreach_add_([u for u, _ in kernels], [p for _, p in kernels], alpha=cfg.decay)
         torch._foreach_add_(params, update, alpha=-lr)
         count = sum(p.numel() for p in params)
@@ -99,50 +103,81 @@ class Optimizer(torch.optim.Optimizer):
             "lr": torch.tensor(lr),
         }
 
-    def _moments(self, params: list[Tensor]) -> tuple[list[int], list[Tensor], list[Tensor]]:
-        """Count of each parameter's own updates, this one included, and its running moments."""
+    def moments(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Running moments of each parameter, from zero on."""
         for p in params:
-            state = self.state[p]
-            if not state:
-                state |= {"step": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
-            state["step"] += 1
+            if not self.state[p]:
+                self.state[p] |= {"step": 0, "first": torch.zeros_like(p), "second": torch.zeros_like(p)}
         states = [self.state[p] for p in params]
-        return [s["step"] for s in states], [s["first"] for s in states], [s["second"] for s in states]
+        return [s["first"] for s in states], [s["second"] for s in states]
 
-    def _laprop(self, grads: list[Tensor], steps: list[int], first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    def count(self, params: list[Tensor], updates: int = 1) -> None:
+        """So many updates more for each of these."""
+        for p in params:
+            self.state[p]["step"] += updates
+
+    def settle(self) -> None:
+        """Make all counts true. Between a recorded update and this they suppose that it was good."""
+        settle, self.unsettled = self.unsettled, None
+        if settle is not None:
+            settle()
+
+    def dials(self, group: dict[str, Any], params: list[Tensor]) -> tuple[list[float], ...]:
+        """What the coming update of each parameter goes by: rate, corrections of both moments for their start at zero, weight decay."""
+        steps = [self.state[p]["step"] + 1 for p in params]
+        rate = learning_rate(self.cfg, group["lr"], group["updates"])
+        corrections = ([1 - beta**t for t in steps] for beta in (self.cfg.beta1, self.cfg.beta2))
+        return ([rate] * len(params), *corrections, [self.cfg.decay if p.ndim > 1 else 0.0 for p in params])
+
+    def shrinks(self, group: dict[str, Any], params: list[Tensor], norms: Tensor, norm: Tensor) -> Tensor:
+        """Factor (n,) that clipping puts on each gradient, given the norm of each (n,) and of all together ()."""
+        factor = torch.ones_like(norms)
+        if self.cfg.agc:
+            factor = factor / _excess(norms, params, self.cfg.agc)
+        return factor * (group["clip"] / norm.clamp(min=1e-6)).clamp(max=1.0) if group["clip"] else factor
+
+    def _laprop(
+        self, grads: list[Tensor], corrections1: list[float], corrections2: list[float], first: list[Tensor], second: list[Tensor]
+    ) -> list[Tensor]:
         beta1, beta2 = self.cfg.beta1, self.cfg.beta2
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        scale = torch._foreach_div(second, [1 - beta2**t for t in steps])
+        scale = torch._foreach_div(second, corrections2)
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, self.cfg.eps)
         normed = torch._foreach_div(grads, scale)
         torch._foreach_lerp_(first, normed, 1 - beta1)
         # Looking ahead applies the average's own step once more.
         average = torch._foreach_lerp(first, normed, 1 - beta1) if self.cfg.nesterov else first
-        return list(torch._foreach_div(average, [1 - beta1**t for t in steps]))
+        return list(torch._foreach_div(average, corrections1))
 
-    def _adam(self, grads: list[Tensor], steps: list[int], first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
+    def _adam(
+        self, grads: list[Tensor], corrections1: list[float], corrections2: list[float], first: list[Tensor], second: list[Tensor]
+    ) -> list[Tensor]:
         beta1, beta2 = self.cfg.beta1, self.cfg.beta2
         torch._foreach_lerp_(first, grads, 1 - beta1)
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        scale = torch._foreach_div(second, [1 - beta2**t for t in steps])
+        scale = torch._foreach_div(second, corrections2)
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, self.cfg.eps)
-        return list(torch._foreach_div(torch._foreach_div(first, [1 - beta1**t for t in steps]), scale))
+        return list(torch._foreach_div(torch._foreach_div(first, corrections1), scale))
+
+
+def with_gradient(group: Mapping[str, Any]) -> list[Tensor]:
+    """The parameters of a group that have a gradient."""
+    return [p for p in group["params"] if p.grad is not None]
 
 
 def clip_adaptive(grads: list[Tensor], params: list[Tensor], share: float) -> list[Tensor]:
     """Shrink each gradient whose norm exceeds `share` of its parameter's norm; norms are of whole tensors."""
-    return list(torch._foreach_div(grads, _excess(list(torch._foreach_norm(grads)), params, share)))
+    return list(torch._foreach_div(grads, list(_excess(torch.stack(torch._foreach_norm(grads)), params, share).unbind())))
 
 
-def _excess(norms: list[Tensor], params: list[Tensor], share: float) -> list[Tensor]:
-    """By how much the norm of each gradient exceeds `share` of its parameter's, at least 1."""
-    bound = torch._foreach_maximum(torch._foreach_norm(params), AGC_FLOOR)
-    torch._foreach_mul_(bound, share)
-    return list(torch._foreach_maximum(torch._foreach_div(norms, bound), 1.0))
+def _excess(norms: Tensor, params: list[Tensor], share: float) -> Tensor:
+    """By how much the norm (n,) of each gradient exceeds `share` of its parameter's, at least 1."""
+    bound = torch.stack(torch._foreach_norm(params)).clamp(min=AGC_FLOOR) * share
+    return (norms / bound).clamp(min=1.0)
 
 
 def gradient_norms(params: Iterable[Tensor]) -> dict[Tensor, Tensor]:

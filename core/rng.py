@@ -28,7 +28,8 @@ class Draws:
         self.modes = dict(modes or {})
         self._generators: dict[str, torch.Generator] = {}
 
-    def _generator(self, stream: str) -> torch.Generator:
+    def generator(self, stream: str) -> torch.Generator:
+        """What a stream is drawn from."""
         if stream not in self._generators:
             generator = torch.Generator(self.device)
             generator.manual_seed(seed_for(self.root, stream, self.step))
@@ -39,13 +40,13 @@ class Draws:
         """Uniform numbers in [0, 1) of the given shape, or None where the stream is replaced by the mode."""
         if stream in self.modes:
             return None
-        return torch.rand(shape, generator=self._generator(stream), device=self.device)
+        return torch.rand(shape, generator=self.generator(stream), device=self.device)
 
     def normal(self, stream: str, *shape: int) -> Tensor:
         """Standard normal numbers of the given shape, or the constant that replaces them."""
         if stream in self.modes:
             return torch.full(shape, float(self.modes[stream]), device=self.device)
-        return torch.randn(shape, generator=self._generator(stream), device=self.device)
+        return torch.randn(shape, generator=self.generator(stream), device=self.device)
 
 
 class Asked(Draws):

@@ -39,7 +39,7 @@ def prior_step(
     unimix: float,
 ) -> tuple[Tensor, Tensor]:
     """deter (n, D), stoch (n, Z), action (n, A) -> next deter (n, D) and stoch (n, S, C) drawn from the prior."""
-    deter = cell_step(cell, deter, stoch, cell.from_action(action))[0]
+    deter = cell_step(cell, deter, stoch, cell.from_action(_bounded(action).to(deter.dtype)))[0]
     x = deter
     for layer in prior.hidden:
         x = layer(x)
@@ -76,16 +76,19 @@ class RSSM(nn.Module):
             raise ValueError("rssm.post_layers must be at least 1")
         # Plain parts have a faster form of the same formulas: as functions of weights that are laid out once, not at every step.
         self.plain = self.cell.plain and cfg.post_layers == 1 and not cfg.absolute
-        self.compiled = False
+        self.compiled = self.fused = False
         self.scan_dtype = torch.float32
         self._slots: list[tuple[nn.Module, str]] = []
         self._laid_out: dict[torch.dtype, tuple[Any, tuple[CellWeights, PriorWeights, scan.PostWeights]]] = {}
 
-    def accelerate(self, precision: torch.dtype, compiled: bool) -> None:
-        """Choose how `observe` and `step` are computed. The dream runs in the type of the state it starts from."""
-        self.compiled = compiled
+    def accelerate(self, precision: torch.dtype, compiled: bool, fused: bool = False) -> None:
+        """Choose how `observe` and `step` are computed. The dream runs in the type of the state it starts from.
+
+        fused: differentiate `observe` by kernels of our own, where there are any for these widths.
+        """
+        self.compiled, self.fused = compiled, fused
         # Products of few rows and narrow layers gain nothing from a shorter type and lose the casts.
-        self.scan_dtype = precision if self.cfg.deter >= 1024 else torch.float32
+        self.scan_dtype = precision if self.cfg.deter >= 1024 or fused else torch.float32
 
     def _weights(self, dtype: torch.dtype) -> tuple[CellWeights, PriorWeights, scan.PostWeights]:
         """The weights as the plain forms want them. Laid out anew only after they changed, unless a graph must reach them."""
@@ -122,15 +125,14 @@ class RSSM(nn.Module):
 
     def step(self, state: TensorDict, action: Tensor, draws: Draws) -> TensorDict:
         """One dreamed step: state (n,) and action (n, A) -> latents drawn from the prior (n,)."""
-        deter, stoch, action = state["deter"], state["stoch"].flatten(1), _bounded(action)
+        deter, stoch = state["deter"], state["stoch"].flatten(1)
         noise = draws.uniform("prior", len(deter), self.cfg.stoch)
         if self.plain:
             groups = (self.cfg.stoch, self.cfg.classes)
-            action = action.to(deter.dtype)
             cell, prior, _ = self._weights(deter.dtype)
             after, drawn = _step(self.compiled and self.training)(cell, prior, deter, stoch, action, noise, groups, self.cfg.unimix)
         else:
-            after = self.cell(deter, stoch, self.cell.embed(action))
+            after = self.cell(deter, stoch, self.cell.embed(_bounded(action)))
             drawn = self._sample(self.prior_logits(after), noise)
         return TensorDict({"deter": after, "stoch": drawn}, state.batch_size, device=after.device)
 
@@ -150,7 +152,7 @@ class RSSM(nn.Module):
         if self.plain and not self.cfg.checkpoint:
             # Products are shortened where the autocast around says so; without a graph the weights come in that type.
             kind = self.scan_dtype if torch.is_autocast_enabled(tokens.device.type) else torch.float32
-            settings = scan.Settings(groups, self.cfg.unimix, kind, self.compiled and self.training)
+            settings = scan.Settings(groups, self.cfg.unimix, kind, self.compiled and self.training, self.fused and self.training)
             start = state["deter"], state["stoch"].flatten(1)
             cell, _, post = self._weights(torch.float32 if torch.is_grad_enabled() else kind)
             deter, stoch, logits = scan.observe(settings, cell, post, *start, (keep, embedded, seen), noise)

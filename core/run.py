@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Literal
 
 from .agent import AgentConfig
+from .compiler import Compile
 from .config import ConfigError, leaves
 from .replay import ReplayConfig
 
@@ -81,7 +82,7 @@ class RunConfig:
     device: str = "auto"
     threads: int = 0  # CPU threads of the learner; 0 leaves torch's choice
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products in updates; norms and losses are float32
-    compile: Literal["none", "steps"] = "none"  # steps compiles single steps, norms and acting (under a minute at the first start)
+    compile: Compile = "none"  # steps: single steps, norms, acting; graph: on a GPU, records all of an update too
     start: str = ""  # run or checkpoint whose weights this run begins with; `train --from` sets it and takes over its configuration
     learn: Literal["all", "heads"] = "all"  # heads: of what was started from, encoder, recurrent model and decoder stay as they are
     dir: str = ""  # run directory; empty means runs/<task>-<variant>-<seed>-<time>

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import maths
+from . import gpuscan, maths
 from .cells import CellWeights, blocks, cell_step, joined, tanh
 from .fused import norm_silu, norm_silu_backward
 from .nets import DenseWeights, affine
@@ -109,6 +109,21 @@ class Settings(NamedTuple):
     unimix: float
     dtype: torch.dtype  # of the products
     compiled: bool
+    fused: bool = False  # with kernels of our own, on a GPU that records updates
+
+    def packed(self, weights: tuple[Tensor, ...]) -> tuple[CellWeights, PostWeights]:
+        """`flattened` weights in the type of the products."""
+        return _packed(weights, self.dtype)
+
+    def gathered(
+        self, cell: CellWeights, post: PostWeights, rows: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What `gradients` wants, worked out again from what kernels keep."""
+        return (_compiled_gathered() if self.compiled else _gathered)(self.dtype, cell, post, rows, grads)
+
+    def gradients(self, cell: CellWeights, post: PostWeights, saved: list[Tensor], columns: list[Tensor]) -> list[Tensor]:
+        """Of the `flattened` weights."""
+        return _weight_gradients(self.dtype, cell.own.shape[0], post.scale, saved, columns)
 
 
 class _Scan(torch.autograd.Function):
@@ -191,6 +206,33 @@ def _weight_gradients(dtype: torch.dtype, count: int, post_scale: Tensor, saved:
     ]
 
 
+def _gathered(
+    dtype: torch.dtype, cell: CellWeights, post: PostWeights, rows: tuple[Tensor, ...], grads: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows and columns of `_weight_gradients` (T, B, ...) out of the few that a scan by kernels keeps: all steps at once are cheap."""
+    after, deter, stoch, action, from_deter, from_stoch, hidden, unit = rows
+    d_deter, d_stoch, d_active, d_gates, d_unit, d_logits = grads
+    none = after.new_empty(0, 0)
+    shared = torch.cat([norm_silu(from_deter, cell.from_deter.scale), norm_silu(from_stoch, cell.from_stoch.scale), action], -1)
+    saved = [after, none, none, deter, stoch, none, none, shared, none, norm_silu(hidden, cell.hidden_scale), none, unit]
+    pairs = [
+        norm_silu_backward(x, scale, grad)
+        for x, scale, grad in (
+            (from_deter, cell.from_deter.scale, d_deter),
+            (from_stoch, cell.from_stoch.scale, d_stoch),
+            (hidden, cell.hidden_scale, d_active),
+            (unit, post.scale, d_unit),
+        )
+    ]
+    d_action = pairs[2][0].to(dtype) @ cell.shared[2 * from_deter.shape[-1] :].t()
+    return saved, [*pairs[0], *pairs[1], *pairs[2], d_gates, d_action, *pairs[3], d_logits]
+
+
+@cache
+def _compiled_gathered() -> Callable[..., Any]:
+    return torch.compile(_gathered, dynamic=False, fullgraph=True)
+
+
 def flattened(cell: CellWeights, post: PostWeights) -> tuple[Tensor, ...]:
     """The weights that the scan itself uses, in one row."""
     return (*cell.from_deter, *cell.from_stoch, *cell[3:], *post)
@@ -211,7 +253,8 @@ def observe(
     chance = None if noise is None else noise.transpose(0, 1).contiguous()
     # The products' type is chosen here, not by an autocast around.
     with torch.autocast(keep.device.type, enabled=False):
-        out = _Scan.apply(settings, deter, stoch, keep, action.float(), seen.float(), chance, *flattened(cell, post))
+        run = gpuscan.FusedScan if settings.fused and gpuscan.fits(settings, cell, keep[0], noise) else _Scan
+        out = run.apply(settings, deter, stoch, keep, action.float(), seen.float(), chance, *flattened(cell, post))
     return tuple(x.transpose(0, 1) for x in out[:3])
 
 

@@ -81,7 +81,7 @@ class Trainer:
 
     def __init__(self, cfg: RunConfig, judge: Judge | None = None, resume: Path | None = None, signals: Signals | None = None) -> None:
         self.cfg, self.judge, self.signals = cfg, judge, signals or Signals(cfg.grace)
-        self.device = choose_device(cfg.device)
+        self.device = choose_device(cfg.device, cfg.compile)
         prepare_processor(cfg.threads)
         self.exits = ExitStack()
         self.flight: Flight | None = None

@@ -25,8 +25,9 @@ TASKS_MAY_SEE = {"specs", "rng", "registry", "config"}  # of core; never the age
 LEARNING = {
     "specs", "config", "rng", "maths", "outputs", "nets", "codec", "rssm", "heads", "behavior", "normalizer", "agent", "optim",
     "openloop", "cells", "fused", "scan", "twohot", "knobs", "promises", "acting", "compiler",
+    "mover", "recording", "gpuscan", "gpumover", "gpukernels",
 }  # fmt: skip
-LEARNING_LIBRARIES = {"torch", "tensordict", "einops", "numpy"}
+LEARNING_LIBRARIES = {"torch", "tensordict", "einops", "numpy", "triton"}
 EDGES = {"mlflow", "gymnasium", "dm_control", "mujoco", "matplotlib", "ray", "imageio", "av", "scipy", "plotly"}
 
 
@@ -104,7 +105,10 @@ def test_learning_part_needs_few_libraries() -> None:
 
 def test_the_engine_and_the_command_line_import_no_edge_library_at_start() -> None:
     """mlflow alone takes two seconds: such libraries are imported where they are used."""
-    modules = [f"polydream.core.{p.stem}" for p in sources("core") if p.stem != "__init__"] + ["polydream.commands", "polydream.flags"]
+    modules = [f"polydream.core.{p.stem}" for p in sources("core") if p.stem not in ("__init__", "gpukernels")] + [
+        "polydream.commands",
+        "polydream.flags",
+    ]
     code = f"import importlib, sys\nfor m in {modules}: importlib.import_module(m)\nprint(*sorted({EDGES} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == []
@@ -194,7 +198,7 @@ def test_third_party_imports_are_declared() -> None:
     project = pyproject()["project"]
     named = [Requirement(r).name for r in [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]]
     module = {"pyyaml": "yaml", "pillow": "PIL", "dm-control": "dm_control"}
-    known = {module.get(n, n.replace("-", "_")) for n in named} | {"dm_env", "polydream"}  # dm_env comes with dm-control
+    known = {module.get(n, n.replace("-", "_")) for n in named} | {"dm_env", "triton", "polydream"}  # which come with dm-control and torch
     heads = {name.split(".")[0]: p for p in sources(*ROOMS, "polydream") for level, name in imports(p) if not level}
     unknown = {h: str(p.relative_to(ROOT)) for h, p in heads.items() if h not in known | sys.stdlib_module_names}
     assert not unknown

@@ -24,6 +24,22 @@ def test_subpixel_equals_upsampling_and_convolving(kernel: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_pooling_over_channels_equals_convolving_and_pooling(kernel: int) -> None:
+    conv = Conv(3, 4, kernel)
+    initialize(conv, 0)
+    conv.bias.data.normal_()  # type: ignore[union-attr]
+    x, grad = torch.randn(2, 3, 8, 12, requires_grad=True), torch.randn(2, 4, 4, 6)
+    both = conv.pooled(x), F.max_pool2d(conv(x), 2)
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad(out, [x, conv.weight, conv.bias], grad) for out in both), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # all are equal: the gradient goes to the first
+        conv.weight.zero_()
+    (dx,) = torch.autograd.grad(conv.pooled(x).sum(), [conv.bias])
+    torch.testing.assert_close(dx, torch.full((4,), 48.0))
+
+
 def test_dense_parts_add_up() -> None:
     layer = Dense(7, 5)
     initialize(layer, 0)

@@ -127,7 +127,7 @@ class Ensemble(Thompson):
         if self.cfg.ensemble.kind == "priors":
             return self.rssm.uncertainty(dream["deter"])  # type: ignore[operator]
         heads: Disagreement = self.nets[NAME]  # type: ignore[assignment]
-        left = heads.uncertainty(self.latent(dream)[:, :-1], self._joined(dream["action"])[:, :-1])
+        left = heads.uncertainty(self.latent(dream)[:, :-1], codec.joined(self.spec.action, dream["action"])[:, :-1])
         return torch.cat([torch.zeros_like(left[:, :1]), left], 1)
 
     def imagine(self, start: TensorDict, draws: Draws) -> TensorDict:

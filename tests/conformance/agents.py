@@ -10,7 +10,7 @@ from torch import Tensor
 
 from polydream.core.agent import Config, Dreamer
 from polydream.core.behavior import ActorConfig, CriticConfig
-from polydream.core.codec import CodecConfig, model_actions
+from polydream.core.codec import CodecConfig, joined, model_actions
 from polydream.core.heads import HeadConfig, PolicyConfig
 from polydream.core.knobs import Scales
 from polydream.core.optim import OptimConfig
@@ -190,7 +190,7 @@ def check_steps(case: Case) -> None:
         total.backward()
         metrics |= means | optimizer.step() | {"opt/loss": total.detach()}
         agent.updates += 1
-        for objective in agent._objectives():
+        for objective in agent.objectives():
             objective.follow(int(agent.updates))
         carry = post[:, -1].select("deter", "stoch").detach()
         carry["action"] = TensorDict({k: data["action", k][:, -1] for k in recorded.spec.action}, carry.batch_size)
@@ -211,7 +211,7 @@ def check_step(case: Case, recorded: Recorded, t: int, metrics: dict[str, Tensor
     theirs = recorded.carry(prefix)
     for key in ("deter", "stoch"):
         near(carry[key], theirs[key], 1e-3, 1e-3, f"step {t} carry {key}")
-    near(recorded.agent._joined(carry["action"]), recorded.agent._joined(theirs["action"]), 1e-5, 1e-6, f"step {t} carry action")
+    near(*(joined(recorded.agent.spec.action, c["action"]) for c in (carry, theirs)), 1e-5, 1e-6, f"step {t} carry action")
     batch_metrics = {k: v for k, v in case.under(f"{prefix}metric/").items() if not k.startswith("opt/")}
     check_metrics(batch_metrics, metrics)
     for key in ("loss", "grad_norm", "update_rms", "param_rms"):

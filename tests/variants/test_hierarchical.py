@@ -14,6 +14,7 @@ from torch import Tensor
 from polydream.core import registry
 from polydream.core.agent import Dreamer
 from polydream.core.behavior import Behavior
+from polydream.core.codec import joined
 from polydream.core.config import ConfigError, override
 from polydream.core.nets import initialize
 from polydream.core.outputs import Categorical, Normal
@@ -214,7 +215,7 @@ def test_a_dream_asks_the_manager_only_where_a_choice_is_due_and_is_as_one_that_
             walked = agent.act(walked, draws)
             assert torch.equal(walked["subgoal"], known["subgoal"][:, t]) and torch.equal(walked["code"], known["code"][:, t])
             assert torch.equal(walked["action", "action"], known["action", "action"][:, t])
-            walked = walked.update(agent.rssm.step(walked, agent._joined(walked["action"]), draws))
+            walked = walked.update(agent.rssm.step(walked, joined(agent.spec.action, walked["action"]), draws))
 
 
 def test_a_dream_from_amid_a_segment_ends_that_segment_first() -> None:
