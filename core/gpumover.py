@@ -124,4 +124,5 @@ class GPUMover(Mover):
     def _count(self, updates: int) -> None:
         for step in self.steps:
             self.optimizer.count(step.params, updates)
-            step.group["updates"] += updates
+        for group in self.optimizer.param_groups:
+            group["updates"] += updates

@@ -68,6 +68,7 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: None = None, norms: Mapping[Tensor, Tensor] | None = None) -> dict[str, Tensor]:  # type: ignore[override]
         """Move all parameters that have a gradient. norms: those of their gradients by parameter, where they are known already."""
         metrics: dict[str, Tensor] = {}
+        self.settle()
         for group in self.param_groups:
             if params := with_gradient(group):
                 known = gradient_norms(params) if norms is None else norms

@@ -81,6 +81,7 @@ class _Recording:
         self.tensors = [*agent.parameters(), *agent.buffers()]
         self.mover = GPUMover(agent, optimizer)
         self.mover.load()
+        torch.cuda.synchronize()  # before the tables it reads are written anew
         self.batch = batch.clone()
         self._changed()  # what was laid out of the weights before is laid out again by each replay
         self.graph = torch.cuda.CUDAGraph()
