@@ -70,6 +70,8 @@ def choose_device(name: str, compile: Compile = "none") -> torch.device:
 
 def make_agent(cfg: RunConfig, spec: Spec) -> Dreamer:
     """The agent of a run. Raises ConfigError where its configuration cannot be built."""
+    if cfg.agent.starts == 1 and cfg.agent.scales.repval:
+        raise ConfigError("agent.starts must be 0, which means all, or at least 2: a replayed step's value needs the step after it, got 1")
     try:
         agent: Dreamer = registry.variant(cfg.variant)(spec, cfg.agent, cfg.seed)
         return agent

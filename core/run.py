@@ -120,8 +120,6 @@ class RunConfig:
 
     def _check_agent(self) -> None:
         """Numbers of the base agent: none below 0, where the default is not, sizes at least 1, rates of decay below 1."""
-        if self.agent.starts == 1 and self.agent.scales.repval:
-            raise ConfigError("agent.starts must be 0, which means all, or at least 2: a replayed step's value needs the step after it, got 1")
         known = leaves(AgentConfig())
         for name, value in leaves(self.agent).items():
             default = known.get(name)

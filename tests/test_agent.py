@@ -10,9 +10,11 @@ import torch
 from tensordict import TensorDict
 
 from polydream.core.agent import Config, Dreamer
-from polydream.core.config import leaves, override
+from polydream.core.config import ConfigError, leaves, override
 from polydream.core.knobs import Scales
+from polydream.core.launch import make_agent
 from polydream.core.normalizer import NormConfig
+from polydream.core.presets import resolve
 from polydream.core.profiles import PROFILES
 from polydream.core.rng import Draws
 from polydream.core.specs import Spec
@@ -293,3 +295,10 @@ def test_hidden_observations_never_reach_the_model() -> None:
     assert "rec/height" not in dreamer.scales()
     one, two = losses(dreamer, data), losses(dreamer, other)
     assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_one_start_is_refused_where_replayed_values_are_learned() -> None:
+    """With one step of each sequence there is no return, and the mean of no losses is no number."""
+    with pytest.raises(ConfigError, match="agent.starts must be 0, which means all, or at least 2.*got 1"):
+        make_agent(resolve({}, {"agent.starts": "1"}), VECTOR)
+    make_agent(resolve({}, {"agent.starts": "1", "agent.scales.repval": "0"}), VECTOR)

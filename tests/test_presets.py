@@ -128,11 +128,3 @@ def test_a_rate_that_nobody_goes_by_is_refused(options: dict[str, str], said: st
     resolve({}, {"agent.optim.groups": "split", "agent.optim.lr_model": "1e-3", "agent.optim.clip_critic": "1"})
     resolve({"profile": "seed"}, {"agent.optim.lr_actor": "1e-3"})
     resolve({}, {"agent.optim.lr": "1e-3", "agent.optim.clip": "1"})
-
-
-def test_one_start_is_refused_where_replayed_values_are_learned() -> None:
-    """With one step of each sequence there is no return, and the mean of no losses is no number."""
-    with pytest.raises(ConfigError, match="agent.starts must be 0, which means all, or at least 2.*got 1"):
-        resolve({}, {"agent.starts": "1"})
-    resolve({}, {"agent.starts": "1", "agent.scales.repval": "0"})
-    resolve({}, {"agent.starts": "2"})
