@@ -100,15 +100,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--intrinsic", type=float, default=1.0, help="agent.ensemble.intrinsic; 0 is the control")
     parser.add_argument("--kind", default="heads", help="agent.ensemble.kind")
-    parser.add_argument("--prior", type=float, default=1.0, help="agent.ensemble.prior")
-    parser.add_argument("--ratio", type=float, default=48.0)
+    parser.add_argument("--prior", type=float, default=0.0, help="agent.ensemble.prior")
+    parser.add_argument("--ratio", type=float, default=128.0)
+    parser.add_argument("--lr", type=float, default=1e-3, help="agent.optim.lr")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     parser.add_argument("--out", type=Path, help="folder for the map and the numbers")
     given = parser.parse_args()
     settings = {
         "agent.ensemble.kind": given.kind, "agent.ensemble.intrinsic": given.intrinsic, "agent.ensemble.episodes": 1.0,
         "agent.ensemble.prior": given.prior,
-        "agent.ensemble.dreams": 0.75, "agent.starts": 4, "batch": 16, "length": 16, "ratio": given.ratio,
+        "agent.ensemble.dreams": 0.75, "agent.starts": 4, "batch": 16, "length": 16, "ratio": given.ratio, "agent.optim.lr": given.lr,
     }  # fmt: skip
     further = dict(s.split("=", 1) for s in given.set)
     visits, doubt = explore(given.steps, given.seed, settings | further)
@@ -120,6 +121,7 @@ def main() -> None:
         "intrinsic": given.intrinsic,
         "prior": given.prior,
         "ratio": given.ratio,
+        "lr": given.lr,
         **further,
     }
     row |= {"coverage": float((visits > 0).sum() / FREE.sum()), "random": float((random > 0).sum() / FREE.sum())}

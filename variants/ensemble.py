@@ -38,7 +38,7 @@ class Ensemble(Thompson):
     promises = Promises(
         neutral={"ensemble.kind": "heads", "ensemble.use": "measure", "ensemble.stop": 0.0},
         turn={"ensemble.stop": (0.9,), "ensemble.until": (1,)}
-        | {"ensemble.intrinsic": (2.0,), "ensemble.extrinsic": (1.0,), "ensemble.episodes": (1.0,)},
+        | {"ensemble.intrinsic": (2.0,), "ensemble.extrinsic": (1.0,), "ensemble.episodes": (1.0,), "ensemble.prior": (1.0,)},
         beside={
             "ensemble.pessimism": {"ensemble.use": "pessimism"},
             "ensemble.stop": {"ensemble.use": "measure"},

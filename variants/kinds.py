@@ -25,8 +25,8 @@ class EnsembleConfig:
     stop: float = 0.0  # end dreams where uncertainty exceeds this quantile of the first step out of replay; 0 never does
     target: Literal["stoch", "deter", "tokens"] = "stoch"  # heads: what they predict of the next step
     layers: int = 2  # heads: dense units of each
-    units: int = 64  # heads: width of each
-    prior: float = 1.0  # heads: weight of the fixed random networks added to them; 0 leaves them out
+    units: int = 256  # heads: width of each; narrow ones learn too slowly to tell what is known from what is not
+    prior: float = 0.0  # heads: weight of fixed random networks added to them, for smooth inputs of few dimensions; 0 leaves them out
     bootstrap: float = 1.0  # heads, worlds: share of the replayed steps that each member is trained on
     redraw: Literal["dream", "step"] = "dream"  # priors: when another member is drawn
     pilot: int = -1  # worlds: the member who plays in evaluation, from 0 on; -1 draws each action from the mixture of all

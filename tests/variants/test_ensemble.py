@@ -125,7 +125,7 @@ def test_a_member_learns_nothing_from_steps_outside_its_sample() -> None:
 
 
 def test_the_loss_of_the_heads_touches_nothing_else() -> None:
-    agent = make()
+    agent = make(prior=1.0)
     losses(agent, batch(VECTOR))["disagreement"].mean().backward()
     touched = {n for n, p in agent.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
     assert touched == {n for n, p in agent.named_parameters() if n.startswith("nets.disagreement.learned")}
