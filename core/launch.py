@@ -124,7 +124,7 @@ def overview(cfg: RunConfig, agent: Dreamer, device: torch.device, directory: Pa
     memory, disk = Replay.predicted_bytes(spec, agent.latent_spaces, cfg.replay)
     rate = cfg.ratio / (cfg.batch * cfg.length)
     ahead = f", stepped {cfg.env.ahead} ahead of the learner" if cfg.env.ahead else ""
-    slow = " (--compile graph makes updates about ten times faster there)" if device.type == "cuda" and cfg.compile != "graph" else ""
+    slow = " (--compile graph makes updates several times faster there)" if device.type == "cuda" and cfg.compile != "graph" else ""
     idle = " (a GPU is present but not used)" if device.type == "cpu" and torch.cuda.is_available() else ""
     return {
         "variant": f"{cfg.variant} (profile {cfg.profile}, size {cfg.size}, preset {cfg.preset})",

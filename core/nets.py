@@ -172,9 +172,14 @@ class Conv(nn.Conv2d):
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int = 1, padding: int = 0) -> Tensor:
-    """F.conv2d. On a GPU channels are filled up to a multiple of 8 with zeros: tensor cores take no other, and three colours would wait."""
+    """F.conv2d, on a GPU with channels `filled`."""
+    return (filled if x.is_cuda else F.conv2d)(x, weight, bias, stride, padding)
+
+
+def filled(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """F.conv2d with channels filled up to multiples of 8 with zeros: tensor cores take no other."""
     inputs, outputs = -weight.shape[1] % 8, -weight.shape[0] % 8
-    if not x.is_cuda or not (inputs or outputs):
+    if not (inputs or outputs):
         return F.conv2d(x, weight, bias, stride, padding)
     x, wide = F.pad(x, (0, 0, 0, 0, 0, inputs)), F.pad(weight, (0, 0, 0, 0, 0, inputs, 0, outputs))
     return F.conv2d(x, wide, None if bias is None else F.pad(bias, (0, outputs)), stride, padding)[:, : len(weight)]

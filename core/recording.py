@@ -1,7 +1,7 @@
 """Updates recorded as one CUDA graph: thousands of small kernels are launched at once, with nothing in between for the host to do.
 
     update 1, 2     taken as they are, on a stream of their own: everything is compiled and allocated
-    update 3        recorded, then replayed
+    after them      one is recorded, which computes nothing
     later ones      batch copied to where the recording reads it, streams seeded, replayed, results copied out
 
 An update is a function of weights, batch and draws, so a replay computes what the update would have. What the host decides otherwise,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, initialize, norm
+from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, filled, initialize, norm
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -34,10 +34,25 @@ def test_pooling_over_channels_equals_convolving_and_pooling(kernel: int) -> Non
     torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
     for a, b in zip(*(torch.autograd.grad(out, [x, conv.weight, conv.bias], grad) for out in both), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-    with torch.no_grad():  # all are equal: the gradient goes to the first
-        conv.weight.zero_()
-    (dx,) = torch.autograd.grad(conv.pooled(x).sum(), [conv.bias])
-    torch.testing.assert_close(dx, torch.full((4,), 48.0))
+
+
+def test_of_equals_the_first_gets_the_gradient_as_in_a_pool() -> None:
+    conv = Conv(2, 3, 5)
+    with torch.no_grad():  # whole numbers, so that sums are exact and many are equal
+        conv.weight.copy_(torch.randint(-1, 2, conv.weight.shape))
+        conv.bias.zero_()  # type: ignore[union-attr]
+    x, grad = torch.randint(0, 2, (4, 2, 12, 12)).float().requires_grad_(), torch.randn(4, 3, 6, 6)
+    dense = conv(x).unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+    assert (dense == dense.amax(-1, keepdim=True)).sum() > 1.1 * dense[..., 0].numel()
+    both = (torch.autograd.grad(out, x, grad)[0] for out in (conv.pooled(x), F.max_pool2d(conv(x), 2)))
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs, outputs", [(3, 12), (8, 5), (3, 8)])
+def test_channels_filled_up_for_tensor_cores_change_nothing(inputs: int, outputs: int) -> None:
+    x, weight, bias = torch.randn(2, inputs, 6, 7), torch.randn(outputs, inputs, 3, 3), torch.randn(outputs)
+    for given in (bias, None):
+        torch.testing.assert_close(filled(x, weight, given, 2, 1), F.conv2d(x, weight, given, 2, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_dense_parts_add_up() -> None:
