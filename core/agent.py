@@ -25,7 +25,7 @@ from .outputs import Output
 from .promises import require
 from .recording import RecordedUpdate
 from .rng import Draws
-from .rssm import RSSM
+from .rssm import RSSM, Latents
 from .specs import Space, Spec
 
 AgentConfig = Config
@@ -211,17 +211,17 @@ class Dreamer(nn.Module):
             action   a_0      a_1               a_H     a_t is chosen in s_t
             reward            r_1               r_H     r_t is for arriving at s_t; entry 0 is never read
         """
-        states = []
+        states, latents = [], Latents(self.cfg.dream + 1)
         state = start.copy().update({k: start[k].to(self.precision) for k in ("deter", "stoch")})
         for t in range(self.cfg.dream + 1):
             # Joined once for all that read it: `latent` in every step, and every head afterwards.
-            state = self.act(state.set("joined", Dreamer.latent(self, state.exclude("joined"))), draws)
+            state = self.act(state.set("joined", latents.add(state["deter"], state["stoch"].flatten(1))), draws)
             states.append(state)
             if t < self.cfg.dream:
                 state = state.copy().update(self.rssm.step(state, codec.joined(self.spec.action, state["action"]), draws))
-        dream: TensorDict = torch.stack([s.exclude("deter", "stoch") for s in states], 1)
-        deter, stoch = dream["joined"].split([start["deter"].shape[-1], start["stoch"][0].numel()], -1)
-        return dream.update({"deter": deter, "stoch": stoch.unflatten(-1, start["stoch"].shape[1:])})
+        dream: TensorDict = torch.stack([s.exclude("deter", "stoch", "joined") for s in states], 1)
+        deter, stoch = (joined := latents.all()).split([start["deter"].shape[-1], start["stoch"][0].numel()], -1)
+        return dream.update({"joined": joined, "deter": deter, "stoch": stoch.unflatten(-1, start["stoch"].shape[1:])})
 
     @final
     def replay_context(self, batch: TensorDict, context: int) -> tuple[TensorDict, TensorDict, Tensor]:

@@ -44,6 +44,11 @@ def _truncated_normal(weight: Tensor, fan_in: int, outscale: float, generator: t
         weight.copy_(sample * (1.1368 * outscale / math.sqrt(fan_in)))
 
 
+def swapped(x: Tensor) -> bool:
+    """Whether states (N, T, F) lie in memory as (T, N, F), one step of all of them after the other, as dreams do."""
+    return x.ndim == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
+
+
 class Linear(nn.Linear):
     """Affine map (*, inputs) -> (*, outputs) with bias; `outscale` multiplies the initial weights (0 starts at zero)."""
 
@@ -52,6 +57,8 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if swapped(x):
+            return self(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
         # Of states cut out of sequences torch would make one product per sequence, each with its own copy of the weight.
         return super().forward(x.contiguous())
 
@@ -325,4 +332,5 @@ class MLP(nn.Sequential):
         self.width = units if layers else inputs
 
     def __call__(self, x: Tensor) -> Any:
-        return super().__call__(x)
+        # Each step's states stay together, so nothing has to be copied.
+        return super().__call__(x.transpose(0, 1)).transpose(0, 1) if swapped(x) else super().__call__(x)

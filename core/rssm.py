@@ -236,3 +236,27 @@ class RSSM(nn.Module):
 def _bounded(action: Tensor) -> Tensor:
     """Scale elements beyond 1 in magnitude back to 1; the factor carries no gradient."""
     return action / action.detach().abs().clamp(min=1)
+
+
+class Latents:
+    """deter (N, D) and stoch (N, S) of a rollout's `steps` states side by side. In memory step follows step, so that each is whole."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self._memory, self._parts = steps, torch.empty(0), list[Tensor]()
+
+    def add(self, deter: Tensor, stoch: Tensor) -> Tensor:
+        """The next state's, (N, D + S). Without a graph they are written where they stay."""
+        if torch.is_grad_enabled():
+            self._parts.append(torch.cat([deter, stoch], -1))
+        else:
+            if not self._parts:
+                self._memory = deter.new_empty(self.steps, len(deter), deter.shape[-1] + stoch.shape[-1])
+            own = self._memory[len(self._parts)]
+            own[:, : deter.shape[-1]] = deter
+            own[:, deter.shape[-1] :] = stoch
+            self._parts.append(own)
+        return self._parts[-1]
+
+    def all(self) -> Tensor:
+        """Of all states, (N, steps, D + S)."""
+        return (torch.stack(self._parts) if torch.is_grad_enabled() else self._memory).transpose(0, 1)

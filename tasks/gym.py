@@ -17,8 +17,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
-from ..core.specs import Spec
-from . import crafter, physics, snapshot, spaces
+from ..core.specs import Spec, Step
+from . import crafter, metaworld, physics, snapshot, spaces
 from .base import Common, Episodic, decisions, hint, resize
 
 # Families that register themselves when their package is imported: start of the id -> (package, our extra).
@@ -64,7 +64,9 @@ def make(name: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size
         if _draws(name):
             # Costs nothing until render() is called; environments open their windows and contexts then.
             options.setdefault("render_mode", "rgb_array")
-        env = gymnasium.make(name, **{"disable_env_checker": True, **options})
+        options = {"disable_env_checker": True, **options}
+        arm = name.startswith(metaworld.FAMILY) and name in gymnasium.registry
+        env = metaworld.make(name, options) if arm else gymnasium.make(name, **options)
     except (gymnasium.error.Error, ImportError) as error:
         if not (advice := _advice(name, error)):
             raise
@@ -94,14 +96,23 @@ class GymTask(Episodic):
         spec = Spec(obs=seen, action={k: leaf.space for k, leaf in self._does.items()}, repeat=repeat, limit=decisions(limit, repeat))
         super().__init__(name, spec, common.seed)
         self._now: Any = None
+        self._success: bool | None = None  # since the last row, where the environment reports it
 
     def _begin(self, seed: int | None) -> None:
         # 31 bits: older environments hand the seed on to generators that take no more.
-        self._now, _ = self._env.reset(seed=None if seed is None else seed & 0x7FFFFFFF)
+        self._now, info = self._env.reset(seed=None if seed is None else seed & 0x7FFFFFFF)
+        self._success = _succeeded(info)
 
     def _advance(self, action: dict[str, np.ndarray]) -> tuple[float, bool, bool]:
-        self._now, reward, terminated, truncated, _ = self._env.step(spaces.write(self._env.action_space, self._does, action))
+        self._now, reward, terminated, truncated, info = self._env.step(spaces.write(self._env.action_space, self._does, action))
+        if (found := _succeeded(info)) is not None:
+            self._success = found or bool(self._success)
         return float(reward), bool(terminated), bool(truncated)
+
+    def _row(self, reward: float, *, first: bool, last: bool, terminal: bool) -> Step:
+        row = super()._row(reward, first=first, last=last, terminal=terminal)
+        success, self._success = self._success, None
+        return row if success is None else row | {"success": success}
 
     def _observe(self) -> dict[str, np.ndarray]:
         seen = spaces.read(self._sees, self._now)
@@ -156,6 +167,11 @@ class SavedGymTask(GymTask):
             base: Any = self._env.unwrapped
             physics.restore(base.model, base.data, self._made, state["physics"])
         self._running, self._seed = bool(state["running"]), None
+
+
+def _succeeded(info: dict[str, Any]) -> bool | None:
+    """What an environment says of success: under `success` (Meta-World) or `is_success` (Gymnasium-Robotics)."""
+    return next((bool(info[key]) for key in ("success", "is_success") if key in info), None)
 
 
 def _layers(env: gymnasium.Env[Any, Any]) -> list[gymnasium.Env[Any, Any]]:

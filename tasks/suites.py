@@ -8,6 +8,8 @@
 | dmc-cartpole-dense | balance and swingup |
 | dmc-cheetah | run forwards, run backwards |
 | dmc-mixed | cartpole swingup, reacher easy, cheetah run: three bodies |
+| atari-3 | Battle Zone, Name This Game, Phoenix; `polydream[atari]`, `--env.obs pixels --env.repeat 4` |
+| metaworld-mt10 | ten tasks of one arm; `polydream[metaworld]` |
 
 A file (.toml, .yaml, .yml) lists `tasks`: names, or tables with `task`, and optionally `name`, `low`, `high`, `success` and
 `settings.env.options`, as in the suites of `polydream benchmark`. It names installed tasks only, never code.
@@ -54,7 +56,23 @@ def _dmc(*tasks: tuple[str, float]) -> tuple[Entry, ...]:
     return tuple(Entry(task=f"dmc/{name}", low=low, high=1000.0) for name, low in tasks)
 
 
+def _atari(**games: tuple[float, float]) -> tuple[Entry, ...]:
+    # All 18 actions, so that each means the same in every game; no sticky actions; the engine repeats, the emulator does not.
+    options = {"frameskip": 1, "repeat_action_probability": 0.0, "full_action_space": True}
+    return tuple(Entry(task=f"gym/ALE/{name}-v5", name=name, low=low, high=high, options=options) for name, (low, high) in games.items())
+
+
+def _metaworld(**scores: tuple[float, float]) -> tuple[Entry, ...]:
+    names = {key: f"{key.replace('_', '-')}-v3" for key in scores}
+    return tuple(
+        Entry(task="gym/Meta-World/MT1", name=names[key], low=low, high=high, options={"env_name": names[key]})
+        for key, (low, high) in scores.items()
+    )
+
+
 # Of dm_control low is a uniformly random policy at the usual action repeat of 2 (mean of 30 episodes), high the highest possible return.
+# Of Atari the two are random play and a human tester (eval/data), the games the three that tell most of the 57's median (Aitchison et
+# al. 2023). Of Meta-World they are random play and the package's scripted policies (`python -m benchmarks.scripted`).
 SUITES: dict[str, tuple[Entry, ...]] = {
     "world-grid4": tuple(Entry(task="world/grid4", name=f"corner{g}", low=-0.36, success=1.0, options={"goal": g}) for g in range(4)),
     "dmc-walker": _dmc(("walker_stand", 133), ("walker_walk", 40), ("walker_run", 24)),
@@ -65,6 +83,19 @@ SUITES: dict[str, tuple[Entry, ...]] = {
     "dmc-cheetah": (
         *_dmc(("cheetah_run", 8)),
         Entry(task="polydream.tasks.cheetah:backwards", name="cheetah_backwards", low=23.0, high=1000.0),
+    ),
+    "atari-3": _atari(BattleZone=(2360.0, 37187.5), NameThisGame=(2292.3, 8049.0), Phoenix=(761.4, 7242.6)),
+    "metaworld-mt10": _metaworld(
+        reach=(957, 4836),
+        push=(25, 4029),
+        pick_place=(7, 4534),
+        door_open=(326, 4448),
+        drawer_open=(674, 4036),
+        drawer_close=(441, 4246),
+        button_press_topdown=(208, 3583),
+        peg_insert_side=(8, 3418),
+        window_open=(225, 2107),
+        window_close=(338, 3612),
     ),
     "dmc-mixed": _dmc(("cartpole_swingup", 43), ("reacher_easy", 49), ("cheetah_run", 8)),
 }

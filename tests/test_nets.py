@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, filled, initialize, norm
+from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, filled, initialize, norm, swapped
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -116,3 +116,18 @@ def test_states_cut_out_of_sequences_are_one_product() -> None:
         found = layer(cut)
     assert torch.equal(found, layer(cut.contiguous()))
     assert any("addmm" in name for name in products.seen) and not any("bmm" in name for name in products.seen)
+
+
+def test_states_that_lie_step_after_step_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, out = MLP(6, 8, 2), Linear(8, 3)
+    initialize(torch.nn.ModuleList([net, out]), 0)
+    x = torch.randn(5, 4, 6).transpose(0, 1)
+    assert swapped(x) and swapped(x[:, :-1]) and not swapped(x.contiguous()) and not swapped(x[:-1]) and not swapped(x[0])
+    wanted = out(net(x.contiguous()))
+    got = out(net(x))
+    torch.testing.assert_close(got, wanted)
+    assert swapped(got)
+    seen = []
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: seen.append(x.data_ptr()) or torch.nn.functional.linear(x, self.weight))
+    net(x[:, :-1])
+    assert seen[0] == x.data_ptr(), "the memory itself is multiplied"

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 from polydream.core.nets import initialize
 from polydream.core.rng import Draws
-from polydream.core.rssm import RSSM, RSSMConfig
+from polydream.core.rssm import RSSM, Latents, RSSMConfig
 
 SMALL = RSSMConfig(deter=16, hidden=8, stoch=3, classes=4, blocks=4)
 
@@ -89,3 +89,22 @@ def test_free_nats_bound_the_losses_from_below() -> None:
 def test_unknown_dynamics_name_the_choices() -> None:
     with pytest.raises(ValueError, match="block_gru, gru"):
         build("lstm")
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_a_rollouts_latents_lie_step_after_step(graph: bool) -> None:
+    parts = [(torch.randn(3, 4), torch.randn(3, 2)) for _ in range(5)]
+    parts[1][0].requires_grad_()
+    latents = Latents(5)
+    with torch.set_grad_enabled(graph):
+        steps = [latents.add(*pair) for pair in parts]
+        whole = latents.all()
+    wanted = torch.stack([torch.cat(pair, -1) for pair in parts], 1)
+    assert torch.equal(whole, wanted) and all(torch.equal(step, wanted[:, t]) for t, step in enumerate(steps))
+    assert whole.transpose(0, 1).is_contiguous() and all(step.is_contiguous() for step in steps)
+    assert whole.requires_grad is graph
+    if graph:
+        whole[:, 1].sum().backward()
+        assert parts[1][0].grad is not None and parts[1][0].grad.eq(1).all()
+    else:
+        assert steps[2].data_ptr() == whole[:, 2].data_ptr(), "written where it stays"

@@ -295,6 +295,8 @@ def test_options_reach_the_environment():
 )
 def test_bad_ids_and_options(name, options, error, words, monkeypatch):
     monkeypatch.setattr(gym, "find_spec", lambda package: None)  # the same answer whatever is installed
+    for known in [key for key in gymnasium.registry if key.startswith(tuple(gym.FAMILIES))]:
+        monkeypatch.delitem(gymnasium.registry, known)
     with pytest.raises(error, match=words):
         gym.make(name, **options)
 

@@ -1,10 +1,14 @@
-"""What networks are told of the task: a learned vector of length 1 for each, and a world model that hears it."""
+"""What networks are told of the task: a vector of length 1 for each, learned or given, and a world model that hears it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
@@ -29,15 +33,27 @@ class Row(nn.Module):
         return F.normalize(self.weight, dim=0)
 
 
+class Fixed(nn.Module):
+    """A direction that is given and stays: saved with the agent, never trained."""
+
+    def __init__(self, vector: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", vector)
+
+    def forward(self) -> Tensor:
+        return F.normalize(self.weight, dim=0)  # type: ignore[arg-type]
+
+
 class TaskEmbedding(nn.ModuleList):
     """Task numbers (*) -> vectors (*, width) of length 1 (TD-MPC2, Hansen et al. 2024, section 3.3, bounds it by 1).
 
     Normalised on the way: `max_norm` of an embedding would edit the weights while they are read. Each task's vector is a
     parameter of its own, so that one whose task is absent gets no gradient and does not move by momentum.
+    given: vectors (width,) to use instead, one for each task.
     """
 
-    def __init__(self, tasks: int, width: int) -> None:
-        super().__init__(Row(width) for _ in range(tasks))
+    def __init__(self, tasks: int, width: int, given: Sequence[Tensor] = ()) -> None:
+        super().__init__([Fixed(v) for v in given] or [Row(width) for _ in range(tasks)])
         self.width = width
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -46,6 +62,31 @@ class TaskEmbedding(nn.ModuleList):
         present = ids.unique()
         vectors = torch.stack([self[i]() for i in present.tolist()])
         return vectors[torch.searchsorted(present, ids.contiguous())]
+
+
+def given(path: str, tasks: Sequence[str], width: int) -> list[Tensor]:
+    """A vector (width,) for each of `tasks` out of a file, such as embeddings of what the tasks are called in words; none without a path.
+
+    path: an .npz with one array per task, or a .json of lists; tasks that the file has beyond these are left alone. Raises ValueError
+    naming the task, or the width, that does not fit.
+    """
+    if not path:
+        return []
+    if Path(path).suffix not in (".npz", ".json") or not Path(path).is_file():
+        raise ValueError(f"multitask.vectors: {path!r} is no .npz or .json file")
+    loaded = np.load(path, allow_pickle=False) if path.endswith(".npz") else json.loads(Path(path).read_text())
+    vectors = []
+    for task in tasks:
+        if task not in loaded:
+            near = get_close_matches(task, list(loaded), n=1)
+            raise ValueError(f"multitask.vectors: {path} has no vector of {task!r}" + (f", only of {near[0]!r}" if near else ""))
+        vector = np.asarray(loaded[task], np.float32)
+        if vector.shape != (width,):
+            raise ValueError(f"multitask.vectors: that of {task!r} has shape {vector.shape}, not ({width},): set multitask.embedding")
+        if not np.isfinite(vector).all() or not vector.any():
+            raise ValueError(f"multitask.vectors: that of {task!r} has no direction: it is zero or not finite")
+        vectors.append(torch.from_numpy(vector))
+    return vectors
 
 
 class ToldRSSM(RSSM):

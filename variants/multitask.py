@@ -19,7 +19,7 @@ from ..core.rssm import RSSM
 from ..core.specs import Space, Spec
 from .branches import Branches, balance, other
 from .conflicts import conflicts
-from .embedding import TaskEmbedding, ToldRSSM
+from .embedding import TaskEmbedding, ToldRSSM, given
 from .heirs import Heritage
 from .padding import Mark, Padding, TaskPolicy, owned
 from .patience import Patient, PatientConfig
@@ -36,7 +36,8 @@ Reader = Literal["encoder", "dynamics", "heads", "behavior"]
 class MultiTaskConfig:
     """What is each task's own and what is shared. With one task all of it is the base agent's, unless `alone` says otherwise."""
 
-    embedding: int = 32  # width of the learned vector that stands for a task
+    embedding: int = 32  # width of the vector that stands for a task
+    vectors: str = ""  # .npz or .json file of such vectors by task, embeddings of text for example, which stay as given; otherwise learned
     reads: tuple[Reader, ...] = ("encoder", "heads", "behavior")  # who is told it; behavior: actor and critic; dynamics: for unlike bodies
     heads: Literal["per_task", "shared"] = "per_task"  # of reward and continuation
     returns: Literal["per_task", "shared"] = "per_task"  # scale of the returns, which divides the advantage
@@ -64,7 +65,7 @@ class MultiTask(Heritage, Patient):
     promises = Promises(
         home="suite/world-grid4",
         neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared", "patience.trust": 0.0},
-        exempt={"multitask.alone": "for a suite of one task", "behaviors.main.policy": "waits for the heads of rewards"},
+        exempt={"multitask.alone": "for one task", "multitask.vectors": "a file", "behaviors.main.policy": "waits for heads of rewards"},
         turn={"multitask.reads": ((), ("behavior",), ("encoder", "heads", "behavior", "dynamics"))},
     )
 
@@ -90,7 +91,7 @@ class MultiTask(Heritage, Patient):
             return nets
         nets["padding"], nets["units"] = Padding(self.spec.visible, [t.obs for t in self.tasks]), Units(len(self.tasks))
         if self.reads:
-            nets["tasks"] = TaskEmbedding(len(self.tasks), told)
+            nets["tasks"] = TaskEmbedding(len(self.tasks), told, given(cfg.multitask.vectors, list(self.spec.tasks), told))
         if "encoder" in self.reads:
             nets["encoder"] = Encoder(self.spec.visible | {TOLD: Space(shape=(told,))}, cfg.encoder)
         if self.reads & {"encoder", "dynamics"}:
@@ -99,8 +100,7 @@ class MultiTask(Heritage, Patient):
         nets["encoder"].width += told if "dynamics" in self.reads else 0  # type: ignore[assignment, operator]  # tokens end with it
         width: int = nets["rssm"].latent_width + (told if "heads" in self.reads else 0)  # type: ignore[assignment, operator]
         for name, head in (("reward", cfg.reward), ("cont", cfg.cont)):
-            per_task = cfg.multitask.heads == "per_task"
-            nets[name] = Branches(len(self.tasks), width, head) if per_task else Head(width, head)
+            nets[name] = Branches(len(self.tasks), width, head) if cfg.multitask.heads == "per_task" else Head(width, head)
         return nets
 
     def build_behaviors(self) -> dict[str, Behavior]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,6 +127,44 @@ def test_embeddings_have_length_one_and_are_told_apart() -> None:
         row.weight.data[k] = 10.0 ** (k + 1)  # type: ignore[index, union-attr, operator]
     assert table(torch.tensor([[2, 0]])).tolist() == [[[0, 0, 1, 0], [1, 0, 0, 0]]]
     assert float(table[2].weight.detach().norm()) == 1000.0, "reading leaves the weights alone"
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json"])
+def test_given_vectors_are_heard_and_stay(tmp_path: Path, suffix: str) -> None:
+    path, words = tmp_path / f"words.{suffix}", {"b": [0.0, 3.0] + 6 * [0.0], "a": [4.0] + 7 * [0.0], "c": [1.0]}
+    if suffix == "npz":
+        np.savez(path, **{k: np.array(v) for k, v in words.items()})
+    else:
+        path.write_text(json.dumps(words))
+    agent = make(vectors=str(path))
+    assert agent.nets["tasks"](torch.tensor([1, 0]))[:, :2].tolist() == [[0, 1], [1, 0]]
+    assert not list(agent.nets["tasks"].parameters())
+    optimizer, data = agent.optimizer(), steps()
+    before = agent.nets["tasks"].state_dict()
+    agent.update(data, optimizer, Draws(0))
+    assert all(torch.equal(v, before[k]) for k, v in agent.nets["tasks"].state_dict().items())
+    other = make(vectors=str(path))
+    other.nets["tasks"][0].weight.neg_()  # type: ignore[index, union-attr, operator]
+    first, second = (losses(a, data)[0]["reward"] for a in (make(vectors=str(path)), other))
+    same = data["task"][:, : first.shape[1]] == 1
+    assert not torch.equal(first[~same], second[~same]) and torch.equal(first[same], second[same])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"b": 8 * [1.0], "aa": 8 * [1.0]}, "has no vector of 'a', only of 'aa'"),
+        ({"a": 8 * [1.0], "b": [1.0]}, r"that of 'b' has shape \(1,\), not \(8,\): set multitask.embedding"),
+        ({"a": 8 * [0.0], "b": 8 * [1.0]}, "that of 'a' has no direction"),
+        (None, "is no .npz or .json file"),
+    ],
+)
+def test_given_vectors_that_do_not_fit_are_named(tmp_path: Path, words: dict[str, list[float]] | None, message: str) -> None:
+    path = tmp_path / "words.json"
+    if words is not None:
+        path.write_text(json.dumps(words))
+    with pytest.raises(ValueError, match=message):
+        make(vectors=str(path))
 
 
 # ---------------------------------------------------------------------------------------------------- scales and discounts
