@@ -38,10 +38,10 @@ class Fixed(nn.Module):
 
     def __init__(self, vector: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", vector)
+        self.register_buffer("given", vector)  # not `weight`: a vector that an older agent learned must not take its place
 
     def forward(self) -> Tensor:
-        return F.normalize(self.weight, dim=0)  # type: ignore[arg-type]
+        return F.normalize(self.given, dim=0)  # type: ignore[arg-type]
 
 
 class TaskEmbedding(nn.ModuleList):

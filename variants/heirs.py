@@ -16,8 +16,8 @@ OWNED = re.compile(r"(nets\.(?:tasks|reward|cont|units)|behaviors\.main\.objecti
 
 def heir_of(name: str, ours: Sequence[str], theirs: Sequence[str]) -> str | None:
     """What a weight of an agent of tasks `ours` is called in one of tasks `theirs`, numbers going by the tasks' names."""
-    if name.startswith("nets.trust."):
-        return None  # new heads are to be waited for as well
+    if name.startswith("nets.trust.") or name.endswith(".given"):
+        return None  # new heads are to be waited for as well; vectors that the user gives are his
     if not (found := OWNED.fullmatch(name)):
         return name
     where, number, rest = found.groups()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def test_a_task_alone_is_told_and_hears_the_same(tmp_path: Path) -> None:
     assert inherit(heir, saved(donor, tmp_path)) == ["updates"]
     assert torch.equal(heir.nets["tasks"][0].weight, donor.nets["tasks"][1].weight)  # type: ignore[index]
     assert not MultiTask(alone, config(), 1).many
+
+
+def test_given_vectors_are_not_replaced_by_learned_ones(tmp_path: Path) -> None:
+    path = tmp_path / "words.json"
+    path.write_text(json.dumps({"a": [3.0] + 7 * [0.0], "b": 8 * [1.0]}))
+    heir = make(TWINS, vectors=str(path))
+    assert {k for k in inherit(heir, saved(make(TWINS), tmp_path / "run")) if k.startswith("nets.tasks")} == {
+        "nets.tasks.0.given",
+        "nets.tasks.1.given",
+    }
+    assert heir.nets["tasks"](torch.tensor(0))[:2].tolist() == [1.0, 0.0]
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_given_vectors_are_heard_and_stay(tmp_path: Path, suffix: str) -> None:
     agent.update(data, optimizer, Draws(0))
     assert all(torch.equal(v, before[k]) for k, v in agent.nets["tasks"].state_dict().items())
     other = make(vectors=str(path))
-    other.nets["tasks"][0].weight.neg_()  # type: ignore[index, union-attr, operator]
+    other.nets["tasks"][0].given.neg_()  # type: ignore[index, union-attr, operator]
     first, second = (losses(a, data)[0]["reward"] for a in (make(vectors=str(path)), other))
     same = data["task"][:, : first.shape[1]] == 1
     assert not torch.equal(first[~same], second[~same]) and torch.equal(first[same], second[same])
