@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from polydream.core.log import read_metrics
+from polydream.eval.account import Run
 from polydream.eval.curves import window_mean
 from polydream.eval.report import curve_png
 
@@ -29,11 +31,11 @@ def keep(run: Path, out: Path) -> str:
     kept = [{k: v for k, v in row.items() if k != "time"} for row in rows if row["kind"] in KEPT]
     (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     curve_png(run, out / f"{name}.png")
-    return f"| [{name}](results/{name}.png) | {row(cfg, rows)} |"
+    return f"| [{name}](results/{name}.png) | {row(cfg, rows, {part.part: part.rows for part in Run.read(run).parts})} |"
 
 
-def row(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """What the table says of a run, beside its name."""
+def row(cfg: dict[str, Any], rows: list[dict[str, Any]], parts: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """What the table says of a run, beside its name. parts: rows of each task of several, on the axis of its own steps."""
     step = max(r["step"] for r in rows)
     window = window_mean(rows)
     finals = {r["mode"]: r for r in rows if r["kind"] == "eval" and r["mode"] != "random"}
@@ -42,11 +44,16 @@ def row(cfg: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     evaluation = ", ".join(f"{r['return_mean']:.3g} ({mode}, {told[mode]})" for mode, r in finals.items())
     played = [f"{r['return_mean']:.3g}" for r in rows if r["kind"] == "eval" and r["mode"] == "random"]
     random = played[-1] if played else "not played"
+    if apart := {task: window_mean(own) for task, own in parts.items()}:
+        first = next(iter(apart.values()))
+        training = ", ".join(f"{task} {w.mean:.3g}" for task, w in apart.items()) + f", ({first.start:,}, {first.end:,}] of each"
+    else:
+        training = f"{window.mean:.3g}, ({window.start:,}, {window.end:,}], {window.count} episodes"
     cells = [
         f"{step:,} steps",
         str(cfg["seed"]),
         f"{cfg['size']} {cfg['profile']}, {cfg['batch']} x {cfg['length']}, {cfg['ratio']:g}",
-        f"{window.mean:.3g}, ({window.start:,}, {window.end:,}], {window.count} episodes",
+        training,
         evaluation or "none",
         random,
     ]

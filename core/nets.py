@@ -58,7 +58,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if swapped(x):
-            return self(x.transpose(0, 1)).transpose(0, 1)  # type: ignore[no-any-return]
+            return self(x.transpose(0, 1)).transpose(0, 1)
         # Of states cut out of sequences torch would make one product per sequence, each with its own copy of the weight.
         return super().forward(x.contiguous())
 

@@ -12,21 +12,25 @@ from typing import Any
 import numpy as np
 
 from ..core.log import FILE, read_metrics
+from .apart import apart, names
 from .charts import evaluations
 from .curves import LAST, SUITES, Curve, reference, window_mean
 
 ACTED = {"sample": "sampled actions", "mode": "greedy actions"}
+MOST = 12
+"""Tasks of a run that get a curve each. Beyond, a page would be nothing else."""
 SURE = 2.0
 """Standard errors beyond which two means are called different."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory as read from disk. config: {} where config.yaml is missing."""
+    """A run directory as read from disk, or one of its tasks. config: {} where config.yaml is missing."""
 
     directory: Path
     config: dict[str, Any]
     rows: list[dict[str, Any]]
+    part: str = ""  # the task that these rows are of, where the run has several
 
     @classmethod
     def read(cls, directory: Path) -> Run:
@@ -60,12 +64,19 @@ class Run:
     @property
     def title(self) -> str:
         """Task and variant, or the directory's name."""
-        return f"{self.config['task']}, {self.config.get('variant', 'base')}" if "task" in self.config else self.directory.resolve().name
+        name = self.part or self.config.get("task", "")
+        return f"{name}, {self.config.get('variant', 'base')}" if name else self.directory.resolve().name
+
+    @cached_property
+    def parts(self) -> list[Run]:
+        """Each task of several as a run of its own, on the axis of its own steps; [] for a run of one task, and of more than `MOST`."""
+        found = [] if self.part else names(self.rows)
+        return [Run(self.directory, self.config, apart(self.rows, name), name) for name in found if 1 < len(found) <= MOST]
 
     @cached_property
     def published(self) -> Curve | None:
         """The published curve of the same task and kind of observation, where there is one."""
-        family, _, name = str(self.config.get("task", "")).partition("/")
+        family, _, name = ("dmc", "", self.part) if self.part else str(self.config.get("task", "")).partition("/")
         suite = SUITES.get(self.config.get("env", {}).get("obs", "vector"))
         if family != "dmc" or suite is None:
             return None

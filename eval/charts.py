@@ -35,23 +35,43 @@ BINS, CROWD = 50, 4  # means of the training return over a run, at most; and epi
 POINTS = 240  # of a small chart
 
 
-def learning_figure(rows: Sequence[Mapping[str, Any]], title: str, published: Curve | None = None) -> Figure:
-    """The learning curve of one run: training episodes and their mean, evaluations, random play, the published band.
+Panel = tuple[str, Sequence[Mapping[str, Any]], Curve | None]
+"""Title, rows of metrics.jsonl, and the published seeds or None."""
 
-    rows: of metrics.jsonl. published: all seeds, drawn as their mean and range as far as the run went.
+
+def learning_figure(panels: Sequence[Panel]) -> Figure:
+    """Learning curves, of one run or of its tasks: training episodes and their mean, evaluations, random play, the published band.
+
+    Published seeds are drawn as their mean and range as far as the run went.
     """
     from matplotlib.figure import Figure
+
+    columns = min(len(panels), 2)
+    lines = -(-len(panels) // columns)
+    size = (8.6, 4.3) if columns == 1 else (10.4, 3.5 * lines + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw(axes, *panel, alone=len(panels) == 1)
+    for axes in list(grid)[len(panels) :]:
+        axes.set_axis_off()
+    named = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        where = {"loc": "outside lower center", "ncols": 2 if columns == 1 else 3, "frameon": False, "labelcolor": LIGHT["ink"]}
+        figure.legend(list(named.values()), list(named), fontsize=9, **where)
+    return figure
+
+
+def _draw(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]], published: Curve | None, *, alone: bool) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = Figure(figsize=(8.6, 4.3), layout="constrained")
-    axes = figure.add_subplot()
     end = max((row["step"] for row in rows), default=0) or 1
     if published is not None:
         shown = published.steps <= 1.02 * end
         low, high = published.band
         axes.fill_between(published.steps[shown], low[shown], high[shown], color=LIGHT["published"], alpha=0.15, linewidth=0)
         axes.plot(published.steps[shown], published.mean[shown], "--", color=LIGHT["published"], linewidth=1.4, label=published.label)
-    _draw_training(axes, rows, end)
+    _draw_training(axes, rows, end, alone)
     _draw_evaluations(axes, rows)
     axes.set_xlim(0, 1.02 * end)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -63,12 +83,9 @@ def learning_figure(rows: Sequence[Mapping[str, Any]], title: str, published: Cu
     axes.grid(visible=True, color=LIGHT["line"], linewidth=0.6)
     axes.tick_params(colors=LIGHT["ink"], length=0)
     axes.spines[:].set_visible(False)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, labelcolor=LIGHT["ink"], fontsize=9)
-    return figure
 
 
-def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], end: int) -> None:
+def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], end: int, alone: bool) -> None:
     episodes = [(row["step"], row["return"]) for row in rows if row["kind"] == "episode" and isfinite(row["return"])]
     if not episodes:
         return
@@ -78,9 +95,8 @@ def _draw_training(axes: Axes, rows: Sequence[Mapping[str, Any]], end: int) -> N
     width = round_up(end / max(min(BINS, len(episodes) // CROWD), 1))
     curve = binned(rows, width)
     known = np.isfinite(curve.mean)
-    axes.plot(
-        np.minimum(curve.steps, end)[known], curve.mean[known], color=LIGHT["train"], linewidth=2, label=f"their mean per {width:,} steps"
-    )
+    label = f"their mean per {width:,} steps" if alone else "their mean"  # panels share one legend
+    axes.plot(np.minimum(curve.steps, end)[known], curve.mean[known], color=LIGHT["train"], linewidth=2, label=label)
 
 
 def _draw_evaluations(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -42,10 +42,14 @@ def write_report(run_dir: Path) -> Path:
 
 
 def curve_png(run_dir: Path, path: Path | None = None) -> Path:
-    """Write the learning curve as a picture for documents, curve.png in the run directory by default. Returns its path."""
+    """Write the learning curve, that of each task where there are several, as a picture for documents. Returns its path.
+
+    path: curve.png in the run directory by default.
+    """
     run = Run.read(Path(run_dir))
     path = Path(path) if path else run.directory / "curve.png"
-    path.write_bytes(figure_png(learning_figure(run.rows, f"{run.title}, seed {run.config.get('seed', '?')}", run.published)))
+    seed = f"seed {run.config.get('seed', '?')}"
+    path.write_bytes(figure_png(learning_figure([(f"{each.title}, {seed}", each.rows, each.published) for each in run.parts or [run]])))
     return path
 
 
@@ -99,7 +103,18 @@ def _tasks(run: Run) -> str:
         rows.append(
             ["worst task", *(f"{row['worst']}, score {row['score_worst']:.2f}" if row and "worst" in row else "–" for row in totals)]
         )
-    return f"<h2>Last evaluation of each task</h2>{page.table(['task', *modes.values()], rows)}"
+    return f"<h2>Last evaluation of each task</h2>{page.table(['task', *modes.values()], rows)}{''.join(map(_part, run.parts))}"
+
+
+def _part(run: Run) -> str:
+    """The learning curve of one task of several."""
+    window, text = window_mean(run.rows, run.last), ""
+    if run.published is not None:
+        text = f"; published, of agents with this task alone, {_number(run.published.window_mean(run.end, run.last))} in the same steps"
+    alt = f"Learning curve of {run.title}: return of an episode over {run.end:,} environment steps of its own"
+    caption = f"{run.part}: {_number(window)} while training ({_window_text(window)} of its own){text}."
+    figure = page.plot(f"curve-{run.part}", plots.learning(run.rows, run.published), alt)
+    return f"<figure>{figure}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _score(row: Mapping[str, Any]) -> str:

@@ -72,5 +72,6 @@ def _embedding(agent: Any, names: list[str]) -> Tensor:
     for name, at in zip(names, plane.at, strict=True):
         axes.annotate(name, at, xytext=(5, 4), textcoords="offset points", fontsize=8)
     axes.margins(0.2)
+    axes.set_aspect("equal", adjustable="datalim")  # two tasks lie on a line: what is left of it is rounding
     plane.axes(axes)
     return image_of(figure)
