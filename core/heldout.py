@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 
-from .specs import Spec, Step, Task
+from .specs import Spec, Step, Task, unjudged
 
 EPISODES = 6
 """Episodes kept, the newest, of every task; and sequences of a batch."""
@@ -29,16 +29,17 @@ class Recorder:
 
     def reset(self, seed: int | None = None) -> Step:
         """Begin an episode and its record."""
-        self.steps = [dict(self.task.reset(seed))]
-        return self.steps[0]
+        step = self.task.reset(seed)
+        self.steps = [unjudged(self.spec, step)]
+        return step
 
     def step(self, action: Mapping[str, np.ndarray]) -> Step:
         """Advance; the action belongs to the step it was chosen in."""
         self.steps[-1]["action"] = {k: np.asarray(v) for k, v in action.items()}
-        step = dict(self.task.step(action))
-        self.steps.append(step)
+        step = self.task.step(action)
+        self.steps.append(unjudged(self.spec, step))
         if step["is_last"]:
-            step["action"] = {k: np.zeros(s.shape, s.dtype) for k, s in self.spec.action.items()}
+            self.steps[-1]["action"] = {k: np.zeros(s.shape, s.dtype) for k, s in self.spec.action.items()}
             self.keep(self.steps)
         return step
 

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 
 from .rng import seed_for
-from .specs import Step, Task
+from .specs import Step, Task, unjudged
 
 if TYPE_CHECKING:
     from .agent import Dreamer
@@ -74,7 +74,7 @@ class Scene:
                     steps[i] = tasks[i].step({k: np.asarray(v[i]) for k, v in action.items()})
             if over.all():
                 break
-        return [Episode(_stacked([step for step, _ in track]), torch.stack([s for _, s in track])) for track in tracks]
+        return [Episode(_stacked([unjudged(spec, step) for step, _ in track]), torch.stack([s for _, s in track])) for track in tracks]
 
 
 def _stacked(steps: list[Step]) -> TensorDict:

@@ -132,12 +132,20 @@ class Spec:
         return drawn
 
 
+REPORTED = frozenset({"success"})
+"""What a step may say although the spec does not: whether the task is accomplished. It is for whoever judges; no agent sees it."""
+
 Step = dict[str, Any]
 """One step of one environment: {"obs": {key: array}, "reward": float32, "is_first", "is_last", "is_terminal": bool}, extras beside.
 
 The step holds what was received on arriving: the observation, the reward earned by the previous action (0 on the first
 step of an episode) and the flags. The final observation of an episode is a step of its own, with `is_last`.
 """
+
+
+def unjudged(spec: Spec, step: Step) -> Step:
+    """A step without what is `REPORTED` and not in the spec."""
+    return {k: v for k, v in step.items() if k not in REPORTED - spec.extras.keys()}
 
 
 @runtime_checkable

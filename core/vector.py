@@ -11,7 +11,7 @@ import numpy as np
 
 from .faults import Faults
 from .rng import seed_for
-from .specs import FLAGS, Space, Spec, Step
+from .specs import FLAGS, Space, Spec, Step, unjudged
 from .worker import EnvError, LocalEnv, Maker, RemoteEnv
 
 CLOSING, HASTE = 5.0, 0.5  # seconds for workers to close their tasks: usually, and when one of them has failed
@@ -235,7 +235,7 @@ class Vector:
 
     def _stack(self, steps: list[Step], at: int = 0) -> dict[str, Any]:
         """Steps of the environments from number `at` on as one."""
-        known = {"obs", *_NUMBERS}
+        known, steps = {"obs", *_NUMBERS}, [unjudged(self.spec, step) for step in steps]
         row: dict[str, Any] = {"obs": self._stack_group("observation ", self.spec.obs, [step["obs"] for step in steps], at)}
         row |= self._stack_group("extra ", self.spec.extras, [{k: v for k, v in step.items() if k not in known} for step in steps], at)
         row |= self._stack_group("", _NUMBERS, [{k: step[k] for k in _NUMBERS if k in step} for step in steps], at)

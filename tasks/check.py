@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.specs import FLAGS, Restorable, Space, Spec, Step, Task
+from ..core.specs import FLAGS, REPORTED, Restorable, Space, Spec, Step, Task, unjudged
 
 REPLAYED = 20
 
@@ -74,10 +74,10 @@ def _row_problems(spec: Spec, step: Any, *, first: bool) -> list[str]:
     if not isinstance(step, Mapping) or not isinstance(step.get("obs"), Mapping):
         return [f"{call} must return a dict with an 'obs' dict inside, not {type(step).__name__}"]
     problems = _group_problems(f"{call} observation", spec.obs, step["obs"])
-    beside = {key: value for key, value in step.items() if key not in ("obs", "reward", *FLAGS)}
+    beside = {key: value for key, value in unjudged(spec, dict(step)).items() if key not in ("obs", "reward", *FLAGS)}
     problems += _group_problems(f"{call} extra", spec.extras, beside)
     problems += _reward_problems(call, step, first)
-    for flag in FLAGS:
+    for flag in (*FLAGS, *(REPORTED & step.keys())):
         if not isinstance(step.get(flag), (bool, np.bool_)):
             problems.append(f"{call} {flag} must be a bool, not {step.get(flag)!r}")
     if bool(step.get("is_first")) != first:

@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces as g
 
+from polydream.core.heldout import Heldout
 from polydream.core.specs import Restorable, Space, Spec
+from polydream.core.vector import Vector
+from polydream.eval.rollout import RandomPlayer, evaluate
 from polydream.tasks import gym, spaces
 from polydream.tasks.base import Common
 from polydream.tasks.check import check_task
@@ -147,6 +150,50 @@ class Machine(gymnasium.Env):
 
 def machine(common=None, **options):
     return gym.wrap(Machine(**options), common or Common(), "machine")
+
+
+class Judged(Machine):
+    """Is accomplished while its count is 3, and does not end."""
+
+    def __init__(self, key, render_mode=None):
+        super().__init__(render_mode)
+        self.key = key
+
+    def step(self, action):
+        return *super().step(action | {"end": 0 * action["end"]})[:4], {self.key: float(self.count == 3)}
+
+
+PUSH = {"end": np.array(0), "push": np.zeros(2, np.float32)}
+
+
+@pytest.mark.parametrize("key", ["success", "is_success"])
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_success_is_told_to_whoever_judges_and_to_nobody_else(key, repeat):
+    def make():
+        return gym.wrap(Judged(key, "rgb_array"), Common(repeat=repeat), "judged")
+
+    task = make()
+    assert check_task(make(), steps=30) == []
+    told = [task.reset(0), *(task.step(PUSH) for _ in range(3))]
+    assert "success" not in told[0] and "success" not in task.spec.extras
+    # With three steps to a decision the one in which it was accomplished is among them.
+    assert [step["success"] for step in told[1:]] == ([False, True, False] if repeat == 1 else [True, False, False])
+    with Vector([make], seed=0) as envs:
+        envs.step(None)
+        row = envs.step({k: v[None] for k, v in PUSH.items()})
+    assert "success" not in row
+    found = evaluate(RandomPlayer(task.spec, 0), make, episodes=2, seed=0, max_steps=4)
+    assert found.successes == (True, True) and found.row()["success_mean"] == 1.0
+    held = Heldout(task.spec, 4)
+    recorded = held.recording(lambda: gym.wrap(gymnasium.wrappers.TimeLimit(Judged(key), 12), Common(repeat=repeat), "judged"))()
+    recorded.reset(0)
+    while not (step := recorded.step(PUSH))["is_last"]:
+        assert "success" in step
+    batch = held.batch()
+    assert batch is not None and "success" not in batch and "action" in batch and "action" not in step
+    silent = machine()
+    silent.reset(0)
+    assert "success" not in silent.step(PUSH)
 
 
 def push(end):
