@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 
 from ..core.rng import Draws
 from ..core.rssm import RSSM
+
+TOLD = "~task"
+"""Key under which the encoder is told the task, beside the observations."""
+
+Reader = Literal["encoder", "dynamics", "heads", "behavior"]
+"""Who may be told it; behavior: actor and critic."""
 
 
 class Row(nn.Module):

@@ -19,17 +19,12 @@ from ..core.rssm import RSSM
 from ..core.specs import Space, Spec
 from .branches import Branches, balance, other
 from .conflicts import conflicts
-from .embedding import TaskEmbedding, ToldRSSM, given
+from .embedding import TOLD, Reader, TaskEmbedding, ToldRSSM, given
 from .heirs import Heritage
 from .padding import Mark, Padding, TaskPolicy, owned
 from .patience import Patient, PatientConfig
 from .units import Units
 from .yardstick import TaskObjective, discount, own
-
-TOLD = "~task"
-"""Key under which the encoder is told the task, beside the observations."""
-
-Reader = Literal["encoder", "dynamics", "heads", "behavior"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +40,10 @@ class MultiTaskConfig:
     discount: Literal["shared", "length"] = "shared"  # length: of each task by its longest episode
     alone: Literal["base", "told"] = "base"  # told: a single task of a suite gets embedding, heads and scale as one of several would
     swap: float = 0.0  # share of dreams under the number of another task with the same spaces; above 0 replay teaches the critic nothing
+
+    def __post_init__(self) -> None:
+        if self.vectors and not self.reads:
+            raise ValueError(f"multitask.vectors: {self.vectors!r} would be read by nobody: name readers in multitask.reads")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -167,6 +167,11 @@ def test_given_vectors_that_do_not_fit_are_named(tmp_path: Path, words: dict[str
         make(vectors=str(path))
 
 
+def test_given_vectors_that_nobody_reads_are_refused() -> None:
+    with pytest.raises(ValueError, match="multitask.vectors: 'words.json' would be read by nobody: name readers in multitask.reads"):
+        make(vectors="words.json", reads=())
+
+
 # ---------------------------------------------------------------------------------------------------- scales and discounts
 
 
