@@ -11,11 +11,11 @@ import inspect
 import io
 import tokenize
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from decimal import Decimal, InvalidOperation
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union
 
@@ -48,12 +48,22 @@ def _override(cfg: Any, parts: list[str], value: Any, path: str, root: Any) -> A
         raise unknown(path, leaves(root))
     old = getattr(cfg, head)
     if rest:
-        return replace(cfg, **{head: _override(old, rest, value, path, root)})
+        return _made(partial(replace, cfg), {head: _override(old, rest, value, path, root)}, path)
     if _is_group(old):
         inside = [f"{path}.{f.name}" for f in fields(old)]
         raise ConfigError(f"{path} is a group of options, set one of them: {', '.join(inside)}")
     cls: Any = type(cfg)
-    return replace(cfg, **{head: convert(hints(cls)[head], value, path)})
+    return _made(partial(replace, cfg), {head: convert(hints(cls)[head], value, path)}, path)
+
+
+def _made(how: Callable[..., Any], values: Mapping[str, Any], path: str) -> Any:
+    """A group with these values. A ValueError of its own `__post_init__` becomes a ConfigError that names where it was set."""
+    try:
+        return how(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def leaves(cfg: Any) -> dict[str, Any]:
@@ -115,7 +125,7 @@ def _from_dict(cls: Any, base: Any, data: Mapping[str, Any], groups: dict[str, t
             values[f.name] = default
         else:
             raise ConfigError(f"{path} is missing and has no default")
-    return cls(**values)
+    return _made(cls, values, prefix.rstrip(".") or cls.__name__)
 
 
 class Leaf(typing.NamedTuple):

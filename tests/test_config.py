@@ -162,6 +162,36 @@ def test_override_follows_the_value_not_the_annotation() -> None:
         override(Outer(), "inner.extra", "5")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """A group that looks at itself, as a researcher's own may."""
+
+    left: int = 1
+    right: int = 1
+
+    def __post_init__(self) -> None:
+        if self.left + self.right == 0:
+            raise ValueError("left and right cancel")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Has one inside."""
+
+    sum: Sum = field(default_factory=Sum)
+
+
+def test_what_a_group_finds_wrong_with_itself_is_one_line_and_names_the_option() -> None:
+    for refused in (
+        lambda: override(Holder(), "sum.left", "-1"),
+        lambda: override(Sum(), "left", "-1"),
+        lambda: from_dict(Holder, {"sum": {"left": -1}}),
+        lambda: from_dict(Sum, {"left": -1}),
+    ):
+        with pytest.raises(ConfigError, match=r"^(sum\.left|left|sum|Sum): left and right cancel$"):
+            refused()
+
+
 def test_difference() -> None:
     a, b = Outer(), Outer(inner=Special(width=9, rate=1.0), flag=True)
     assert difference(a, a) == {}
