@@ -287,8 +287,6 @@ class Dreamer(nn.Module):
         for name, behavior in behaviors.items():
             seen, own = behavior.excerpt(dream, {k: rewards[k] for k in behavior.terms()})
             terms, returns, extra = actor_critic(behavior, self.view(seen), seen["action"], own, seen["cont"], update)
-            if not behavior.awake:
-                terms["policy"], extra["asleep"] = terms["policy"].detach(), terms["policy"].new_ones(())
             if self.scales().get("repval"):
                 seen = self.view(post) if self.cfg.repval_grad else self.view(post).detach()
                 terms |= replay_value(behavior, seen, batch, returns, update)

@@ -51,6 +51,14 @@ class Archive:
         order: stream of every held step, oldest first; state: JSON of the replay's counters. wait: until all of it is on the
         disk; without, `sync` must be called before anything refers to this version.
         """
+        before = len(self._fresh)
+        try:
+            return self._save(segments, order, state, wait)
+        except BaseException:
+            del self._fresh[before:]  # nothing names what a save has written that did not come to its end
+            raise
+
+    def _save(self, segments: Segments, order: np.ndarray, state: dict[str, Any], wait: bool) -> list[Any]:
         durable.make_folder(self.path)
         version = max(self.versions(), default=-1) + 1
         before = self.index["files"] if self.index and self.index["size"] == segments.size else {}
@@ -82,10 +90,11 @@ class Archive:
 
     def sync(self) -> None:
         """Wait until everything saved so far is on the disk. May be called from another thread than `save`, not at the same time."""
-        fresh, self._fresh = self._fresh, []
-        for path in fresh:
-            durable.sync(path)
-        if fresh:
+        some = bool(self._fresh)
+        while self._fresh:  # one that fails stays: later versions may name it, too
+            durable.sync(self._fresh[-1])
+            self._fresh.pop()
+        if some:
             durable.sync(self.path)
 
     def prune(self, keep: Collection[int]) -> None:
@@ -96,6 +105,7 @@ class Archive:
         for path in self.path.iterdir() if self.path.is_dir() else ():
             if OURS.fullmatch(path.name) and path.name not in named:
                 path.unlink()
+        self._fresh = [path for path in self._fresh if path.exists()]
 
     def _names(self, version: int) -> set[str]:
         if self.index is not None and self.index["version"] == version:

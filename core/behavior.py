@@ -107,8 +107,11 @@ class Objective(nn.Module):
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
         """Lambda-returns (N, H) of a dream and the values (N, H + 1) that bootstrap them and serve as baseline."""
         target = slow if self.cfg.target == "slow" else value
-        live = cont if self.cfg.contdisc else cont * self.cfg.discount
-        return self._accumulate(reward, target, live, self.cfg.lam), target
+        return self._accumulate(reward, target, self.going(cont), self.cfg.lam), target
+
+    def going(self, cont: Tensor) -> Tensor:
+        """What follows a state counts by so much, given the continuation of dreams (*): discounted once, here or there."""
+        return cont if self.cfg.contdisc else cont * self.cfg.discount
 
     def weights(self, cont: Tensor) -> Tensor:
         """Probability (N, H + 1), discounted, that the dream is still alive at each state, without gradient."""
@@ -236,6 +239,10 @@ class Behavior(nn.Module):
         total = [o.weight * advantages[name] for name, o in self.terms().items()]
         return torch.stack(total).sum(0) if len(total) > 1 else total[0]
 
+    def rest(self, loss: Tensor, features: Tensor) -> Tensor:
+        """The policy's loss (N, H) while it is not awake, features (N, H + 1, F): teaches nothing."""
+        return loss.detach()
+
     def policy_loss(
         self, features: Tensor, action: TensorDict, gain: Tensor, weight: Tensor, update: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -285,6 +292,8 @@ def actor_critic(
     assert weight is not None, "a behavior needs an objective"
     gain = behavior.combine(advantages if behavior.cfg.objective == "advantage" else returns)
     losses["policy"], extra = behavior.policy_loss(features, action, gain, weight, update)
+    if not behavior.awake:
+        losses["policy"], extra["asleep"] = behavior.rest(losses["policy"], features), weight.new_ones(())
     return losses, {k: v.detach() for k, v in returns.items()}, metrics | extra
 
 

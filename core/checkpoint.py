@@ -33,6 +33,8 @@ NAME = re.compile(r"(\d{12})(\.\d{3})?")
 PAYLOAD = re.compile(r"[a-z]{1,32}\.(safetensors|json)")
 TEXT = 8 << 20
 """Bytes that the JSON of a checkpoint and the header of its tensors may have: they grow when they are read."""
+LONG = 1 << 14
+"""Characters of a text, such as what an environment remembers, from which on it is kept beside the arrays and not in the JSON."""
 
 
 class CheckpointError(RuntimeError):
@@ -43,9 +45,9 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
     """Write `root/<step>`: one safetensors file per group of tensors, state.json, and a manifest with sizes and hashes.
 
     state: numbers, text, lists and mappings of them, and numpy arrays anywhere inside. Payload is on the disk before the
-    manifest is written, the manifest before one rename; older checkpoints but the newest `keep` go after the new one was read
+    manifest is written, the manifest before one rename; of the others all but the newest `keep` - 1 go after the new one was read
     back. A checkpoint that is there is never written over: a second one of a step gets a number.
-    Raises CheckpointError where it cannot be read back, OSError where it cannot be written; nothing is lost then.
+    Raises CheckpointError where it cannot or could not be read back, OSError where it cannot be written; nothing is lost then.
     """
     durable.make_folder(root)
     final = _vacant(root, step)
@@ -62,7 +64,8 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
     if reason := damage(final):
         durable.discard(final)
         raise CheckpointError(f"{final} could not be read back: {reason}")
-    for old in complete(root)[:-keep]:
+    others = [path for path in complete(root) if path != final]
+    for old in others[: len(others) - (keep - 1)]:
         durable.discard(old)
     return final
 
@@ -79,11 +82,19 @@ def _fill(work: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], st
     files = {}
     for name, group in groups.items():
         content = save_tensors({k: v.detach().cpu().contiguous() for k, v in group.items()})
+        _refuse_large(work, f"the header of {name}.safetensors", int.from_bytes(content[:8], "little"))
         files[f"{name}.safetensors"] = durable.write(work / f"{name}.safetensors", content)
-    files["state.json"] = durable.write(work / "state.json", json.dumps(plain, indent=1, allow_nan=True).encode())
+    text = json.dumps(plain, indent=1, allow_nan=True).encode()
+    _refuse_large(work, "state.json", len(text))
+    files["state.json"] = durable.write(work / "state.json", text)
     versions = {"torch": torch.__version__, "numpy": np.__version__, "polydream": _version()}
     manifest = {"schema": SCHEMA, "step": step, "versions": versions, "files": files}
     durable.write(work / "manifest.json", json.dumps(manifest, indent=1).encode())
+
+
+def _refuse_large(work: Path, what: str, size: int) -> None:
+    if size > TEXT:
+        raise CheckpointError(f"{work.parent}: {what} would have {size} bytes, and none above {TEXT} is read again: save arrays, not lists")
 
 
 def _version() -> str:
@@ -287,7 +298,7 @@ def _tuple(value: Any) -> Any:
 
 
 def pack(tree: Any, path: str = "") -> tuple[Any, dict[str, np.ndarray]]:
-    """Split a tree of plain values and arrays into JSON with marks where arrays were, and the arrays by path."""
+    """Split a tree of plain values and arrays into JSON with marks where arrays and long texts were, and the arrays by path."""
     if isinstance(tree, np.ndarray):
         return {"__array__": path}, {path: tree}
     if isinstance(tree, np.generic):
@@ -298,6 +309,8 @@ def pack(tree: Any, path: str = "") -> tuple[Any, dict[str, np.ndarray]]:
     if isinstance(tree, list | tuple):
         items = [pack(v, f"{path}/{i}") for i, v in enumerate(tree)]
         return [p for p, _ in items], {n: a for _, found in items for n, a in found.items()}
+    if isinstance(tree, str) and len(tree) > LONG:
+        return {"__text__": path}, {path: np.frombuffer(bytearray(tree, "utf-8", "surrogatepass"), np.uint8)}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree, {}
     raise ConfigError(f"state at {path!r} is a {type(tree).__name__}: only numbers, text, arrays, lists and mappings can be saved")
@@ -305,6 +318,10 @@ def pack(tree: Any, path: str = "") -> tuple[Any, dict[str, np.ndarray]]:
 
 def unpack(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The inverse of `pack`, tuples as lists."""
+    if isinstance(tree, dict) and set(tree) == {"__array__"}:
+        return arrays[tree["__array__"]]
+    if isinstance(tree, dict) and set(tree) == {"__text__"}:
+        return arrays[tree["__text__"]].tobytes().decode("utf-8", "surrogatepass")
     if isinstance(tree, dict):
-        return arrays[tree["__array__"]] if set(tree) == {"__array__"} else {k: unpack(v, arrays) for k, v in tree.items()}
+        return {k: unpack(v, arrays) for k, v in tree.items()}
     return [unpack(v, arrays) for v in tree] if isinstance(tree, list) else tree

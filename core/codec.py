@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import maths
 from .fused import max_pool
-from .nets import ACTIVATIONS, MLP, Activation, BlockLinear, Conv, Linear, Norm, RMSNorm, activation, norm
+from .nets import ACTIVATIONS, MLP, Activation, BlockLinear, Conv, Linear, Norm, RMSNorm, activation, member, norm
 from .outputs import Categorical, Output, Squared
 from .rng import Draws
 from .specs import Space
@@ -179,7 +179,7 @@ class Decoder(nn.Module):
         self.act = activation(cfg.act)
         if self.vectors:
             self.mlp = MLP(stoch + deter, cfg.units, cfg.layers, cfg.norm, cfg.act)
-            self.outs = nn.ModuleDict({k: Linear(self.mlp.width, s.width) for k, s in self.vectors.items()})
+            self.outs = nn.ModuleDict({member(k): Linear(self.mlp.width, s.width) for k, s in self.vectors.items()})
         if self.images:
             self._build_images(deter, stoch)
 
@@ -210,7 +210,7 @@ class Decoder(nn.Module):
         if self.vectors:
             x = self.mlp(torch.cat([stoch, deter], -1))
             for key, space in self.vectors.items():
-                outputs[key] = self._vector(space, self.outs[key](x))
+                outputs[key] = self._vector(space, self.outs[member(key)](x))
         if self.images:
             picture = self._draw(deter, stoch)
             # Channels follow the task's order of keys, unlike the encoder, which sorts.

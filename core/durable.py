@@ -31,6 +31,18 @@ def write(path: Path, content: bytes, *, wait: bool = True) -> Fingerprint:
     return [len(content), hashlib.sha256(content).hexdigest()]
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, or put it in the place of an older one at once: no moment shows half of it or none."""
+    work = hidden(path.parent, path.name)
+    try:
+        write(work, content)
+        os.replace(work, path)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)

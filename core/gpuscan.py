@@ -38,7 +38,9 @@ def fits(settings: Any, cell: CellWeights, keep: Tensor, noise: Tensor | None) -
     """Whether there are kernels for this: up to 16 sequences, bfloat16, widths that are powers of two and not too large, drawn classes."""
     D, H, G, Z, C = shapes(settings, cell)
     powers = all(n & (n - 1) == 0 for n in (D, H, D // G, Z, C))
-    return keep.is_cuda and noise is not None and settings.dtype is torch.bfloat16 and len(keep) <= 16 and powers and H >= 16 and D <= 4096
+    # Tiles have 16 columns, and some kernels take several at a time.
+    wide = H >= 16 and D // G >= 16 and Z >= 16 and 64 <= D <= 4096
+    return keep.is_cuda and noise is not None and settings.dtype is torch.bfloat16 and len(keep) <= 16 and powers and wide
 
 
 class FusedScan(torch.autograd.Function):

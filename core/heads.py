@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import maths
-from .nets import MLP, Activation, Linear, Norm
+from .nets import MLP, Activation, Linear, Norm, member
 from .outputs import Binary, Categorical, Distribution, Normal, Output, Squared, TwoHot
 from .specs import Space
 
@@ -93,17 +93,17 @@ class Policy(nn.Module):
         self.cfg, self.compiled = cfg, False
         self.action = {k: action[k] for k in sorted(action)}
         self.mlp = MLP(inputs, cfg.units, cfg.layers, cfg.norm, cfg.act)
-        self.outs = nn.ModuleDict()
+        self.outs = nn.ModuleDict()  # by `member`
         for key, space in self.action.items():
             names = ["logits"] if space.discrete else ["mean", "std"]
-            self.outs[key] = nn.ModuleDict({n: Linear(self.mlp.width, space.width, cfg.outscale) for n in names})
+            self.outs[member(key)] = nn.ModuleDict({n: Linear(self.mlp.width, space.width, cfg.outscale) for n in names})
 
     def forward(self, features: Tensor) -> dict[str, Distribution]:
         x = self.mlp(features)
         return {key: self._output(key, space, x) for key, space in self.action.items()}
 
     def _output(self, key: str, space: Space, x: Tensor) -> Distribution:
-        raw = {name: layer(x).float() for name, layer in self.outs[key].items()}  # type: ignore[operator]
+        raw = {name: layer(x).float() for name, layer in self.outs[member(key)].items()}  # type: ignore[operator]
         if space.discrete:
             logits = raw["logits"].unflatten(-1, (*space.shape, space.classes or 1))
             return Categorical(logits, len(space.shape), self.cfg.unimix)

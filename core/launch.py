@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from . import registry
+from . import durable, registry
 from .agent import Dreamer
 from .compiler import Compile
 from .config import ConfigError, to_dict
@@ -186,5 +186,5 @@ def write_config(cfg: RunConfig, directory: Path) -> Path:
     import yaml
 
     path = directory / "config.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(to_dict(cfg))), sort_keys=False))
+    durable.replace(path, yaml.safe_dump(json.loads(json.dumps(to_dict(cfg))), sort_keys=False).encode())
     return path

@@ -324,6 +324,19 @@ class Dense(nn.Module):
         return self.norm.silu(x) if self.fused else self.act(self.norm(x))  # type: ignore[operator]
 
 
+def member(key: str) -> str:
+    """What a ModuleDict can call the part that belongs to a key: the key, unless the dict has such an attribute or torch refuses it.
+
+    Names of weights, and so checkpoints, depend on it. Keys of other people's spaces are anything: `observation.state`, `items`.
+    """
+    if key and "." not in key and key[0] != "~" and not hasattr(_EMPTY, key):
+        return key
+    return "~" + key.replace("~", "~0").replace(".", "~1")
+
+
+_EMPTY = nn.ModuleDict()
+
+
 class MLP(nn.Sequential):
     """`layers` dense units of one width. (*, inputs) -> (*, units), or the input itself with no layers."""
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .config import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -43,7 +45,7 @@ def learning_rate(cfg: OptimConfig, lr: float, step: int) -> float:
     if cfg.schedule == "const":
         return lr
     if cfg.anneal <= cfg.warmup:
-        raise ValueError(f"optim.schedule={cfg.schedule} needs optim.anneal above the warm-up of {cfg.warmup} updates, got {cfg.anneal}")
+        raise ConfigError(f"optim.schedule={cfg.schedule} needs optim.anneal above the warm-up of {cfg.warmup} updates, got {cfg.anneal}")
     progress = min((step - cfg.warmup) / (cfg.anneal - cfg.warmup), 1.0)
     share = 1 - progress if cfg.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return lr * (0.1 + 0.9 * share)
@@ -62,6 +64,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], cfg: OptimConfig) -> None:
         self.cfg = cfg
         self.unsettled: Callable[[], None] | None = None
+        learning_rate(cfg, cfg.lr, cfg.warmup)  # refuses a schedule that cannot be before the first update
         super().__init__(groups, {"lr": cfg.lr, "clip": 0.0, "updates": 0})
 
     @torch.no_grad()

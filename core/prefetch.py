@@ -32,15 +32,19 @@ class Prefetch:
     def next(self) -> TensorDict:
         """The next batch (B, K + T). Raises what went wrong in the thread; the call after it samples anew."""
         pending, self._pending = self._pending, None
-        batch = pending.result() if pending else self.replay.sample().to(self.device)
+        batch = pending.result() if pending else self._moved(self.replay.sample())
         if self.enabled:
             finish = self.replay.begin()
             try:
-                self._pending = self._thread.submit(lambda: finish().to(self.device))
+                self._pending = self._thread.submit(lambda: self._moved(finish()))
             except BaseException:
                 finish()  # lets the replay go
                 raise
         return batch
+
+    def _moved(self, batch: TensorDict) -> TensorDict:
+        # The arrays of a batch are written again as soon as nobody holds it, so the copy must be over by then.
+        return batch.to(self.device, non_blocking=False)
 
     def drain(self) -> None:
         """Wait until nothing is being copied. The batch in preparation stays. Raises what went wrong in the thread."""

@@ -56,8 +56,8 @@ class ReplayConfig:
         for name, options in {"latents": ("half", "float32"), "sampler": ("uniform", "priority", "recency")}.items():
             if (value := getattr(self, name)) not in options:
                 raise ConfigError(f"replay.{name}={value!r}: {nearest(str(value), options)}")
-        if not self.half_life > 0:
-            raise ConfigError(f"replay.half_life must be above 0, got {self.half_life}")
+        if not 0 < self.half_life < float("inf"):
+            raise ConfigError(f"replay.half_life must be above 0 and finite, got {self.half_life}: sampler=uniform forgets nothing")
         if not 0 <= self.blend <= 1:
             raise ConfigError(f"replay.blend must lie between 0 and 1, got {self.blend}")
 

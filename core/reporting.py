@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tensordict import TensorDict
 
 from . import openloop, pictures
+from .faults import Telling
 from .rng import Draws, seed_for
 from .scene import Scene
 
@@ -24,9 +26,9 @@ def report(trainer: Trainer) -> None:
     batch = trainer.heldout.batch(trainer.device)
     if batch is not None:
         _hold_out(trainer, trainer.judge, batch, replayed, draws)
-    scene = Scene(replayed, trainer.make_task, trainer.cfg.seed)
+    scene = Scene(replayed, partial(Telling, trainer.make_task), trainer.cfg.seed)
     with trainer.signals.open():
-        for name, picture in pictures.drawn(trainer.agent, scene, draws).items():
+        for name, picture in trainer._played(partial(pictures.drawn, trainer.agent, scene, draws)).items():
             path = trainer.dir / "pictures" / f"{name.replace('/', '_')}-{trainer.step:09d}.png"
             trainer.log.artifact(pictures.save(path, picture))
 

@@ -44,7 +44,7 @@ class EvalConfig:
     every: int = 10_000  # environment steps between evaluations; 0 evaluates only at the end
     episodes: int = 5  # episodes per mode
     baseline: int = 10  # episodes of a uniformly random policy at the start of a run, to compare with; 0 plays none
-    modes: tuple[str, ...] = ("sample", "mode")  # actions sampled from the policy, and its most likely action
+    modes: tuple[Literal["sample", "mode"], ...] = ("sample", "mode")  # actions sampled from the policy, and its most likely action
     video: bool = True  # film the first episode of each evaluation, in the last of the modes
 
 

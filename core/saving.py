@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
@@ -29,18 +30,22 @@ Groups = dict[str, dict[str, torch.Tensor]]
 class Saver:
     """Writes checkpoints of one run, in a thread of its own where that is wanted: one at a time, in order.
 
-    root: folder of the checkpoints. `pause` is how long the last save held up training, in seconds; `took` all of it.
+    root: folder of the checkpoints. say: told of a save that went wrong unseen. `pause` is how long the last save held up training, in
+    seconds; `took` all of it.
     """
 
-    def __init__(self, root: Path, replay: Replay) -> None:
-        self.root, self.replay = root, replay
+    def __init__(self, root: Path, replay: Replay, say: Callable[[str], None] = print) -> None:
+        self.root, self.replay, self.say = root, replay, say
         self.pause = self.took = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
 
     def submit(self, trainer: Trainer) -> Future[Path]:
-        """Take the state now and write it in the background. Raises what went wrong with the save before, and NonFinite."""
-        self.finish()
+        """Take the state now and write it in the background, also where the save before could not be written. Raises NonFinite."""
+        try:
+            self.finish()
+        except (OSError, CheckpointError) as error:
+            self.say(f"no checkpoint could be written ({error}); the one before is kept, and training goes on")
         begun = time.monotonic()
         tensors, state = capture(trainer)
         if bad := first_bad({"weight": tensors["agent"]}):
@@ -72,6 +77,17 @@ class Saver:
         self._thread.shutdown(wait=True)
 
 
+def _name(path: str | tuple[str, ...]) -> str:
+    """A key of nested states as one text. Keys of actions may hold slashes themselves (`action/0` of a Tuple space)."""
+    parts = [path] if isinstance(path, str) else list(path)
+    return json.dumps(parts) if any("/" in part for part in parts) else "/".join(parts)
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """The inverse of `_name`."""
+    return tuple(json.loads(name) if name.startswith("[") else name.split("/"))
+
+
 def _version(path: Path) -> int | None:
     try:
         return int(checkpoint.read_json(path / "state.json")["replay"]["saved"][0])
@@ -82,7 +98,7 @@ def _version(path: Path) -> int | None:
 def capture(trainer: Trainer) -> tuple[Groups, dict[str, Any]]:
     """Copies of everything that decides how a run goes on, the replay's contents aside."""
     tensors, optimizer = checkpoint.agent_tensors(trainer.agent, trainer.optimizer)
-    tensors["acting"] = {k if isinstance(k, str) else "/".join(k): v for k, v in trainer.collector.state.items(True, True)}
+    tensors["acting"] = {_name(k): v for k, v in trainer.collector.state.items(True, True)}
     # A batch that is being prepared was already chosen: it belongs to the state of the run.
     tensors["prepared"] = trainer.batches.state_dict()
     rows = trainer.metrics
@@ -141,7 +157,7 @@ def restore(trainer: Trainer, say: Callable[[str], None] = print) -> None:
     trainer.batches.load_state_dict({k: v.to(trainer.device) for k, v in groups["prepared"].items()})
     acting = trainer.collector.state = TensorDict({}, [trainer.cfg.env.count], device=trainer.device)
     for key, value in groups["acting"].items():
-        acting[tuple(key.split("/"))] = value.to(trainer.device)
+        acting[_path(key)] = value.to(trainer.device)
     names = list(groups["metrics"])
     count = len(groups["metrics"][names[0]]) if names else 0
     trainer.metrics = [{k: groups["metrics"][k][i] for k in names} for i in range(count)]
@@ -162,14 +178,18 @@ def restore(trainer: Trainer, say: Callable[[str], None] = print) -> None:
 def _with_replay(trainer: Trainer, good: list[Path], say: Callable[[str], None]) -> tuple[Groups, dict[str, Any]]:
     """The newest of these checkpoints whose replay is whole; where none is, the newest, with what can be saved of the replay."""
     folder = trainer.dir / "replay"
+    read: list[tuple[Groups, dict[str, Any]]] = []
     for path in good:
-        groups, state = checkpoint.read(path)
         try:
+            groups, state = checkpoint.read(path)
+            read = read or [(groups, state)]
             trainer.replay.load(folder, state["replay"])
             return groups, state
-        except (ArchiveError, FileNotFoundError) as error:
+        except (ArchiveError, CheckpointError, FileNotFoundError) as error:
             say(f"checkpoint {path}: {error}")
-    groups, state = checkpoint.read(good[0])
+    if not read:
+        raise CheckpointError(f"no checkpoint in {trainer.dir / 'checkpoints'} can be read")
+    groups, state = read[0]
     try:
         trainer.replay.load(folder, state["replay"], say)
     except (ArchiveError, FileNotFoundError) as error:

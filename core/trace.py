@@ -56,6 +56,8 @@ class Trace:
             self.profiler = None
 
     def _write(self, found: Any) -> None:
+        if not any(e.key == "update" for e in found.key_averages()):
+            return  # the run ended before the first update that was to be profiled
         found.export_chrome_trace(str(self.directory / "trace.json"))
         (self.directory / "trace.txt").write_text(expensive(found.key_averages()))
 

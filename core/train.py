@@ -85,15 +85,17 @@ class Trainer:
         prepare_processor(cfg.threads)
         self.exits = ExitStack()
         self.flight: Flight | None = None
+        try:
+            self._begin(resume)
+        except BaseException:
+            self._end("FAILED")
+            raise
+
+    def _begin(self, resume: Path | None) -> None:
+        cfg = self.cfg
         self.make_task = partial(make_task, cfg)
-        self.envs = self.exits.enter_context(
-            Vector(
-                [partial(make_task, cfg, i, cfg.env.count) for i in range(cfg.env.count)],
-                seed=cfg.seed,
-                processes=cfg.env.apart,
-                timeout=cfg.env.timeout,
-            )
-        )
+        makers = [partial(make_task, cfg, i, cfg.env.count) for i in range(cfg.env.count)]
+        self.envs = self.exits.enter_context(Vector(makers, seed=cfg.seed, processes=cfg.env.apart, timeout=cfg.env.timeout))
         self.spec: Spec = self.envs.spec
         self.agent = self._made(fresh=resume is None)
         self.optimizer = self.agent.optimizer()
@@ -145,7 +147,7 @@ class Trainer:
         self.heldout = Heldout(self.agent.spec, cfg.length)
         self.trace = self.exits.enter_context(Trace(self.dir, cfg.log.trace))
         self.health = Health(cfg.agent, self.agent.spec)
-        self.saver = Saver(self.dir / "checkpoints", self.replay)
+        self.saver = Saver(self.dir / "checkpoints", self.replay, self._say)
         self.log = Log(
             self.dir,
             mlflow=cfg.log.mlflow,
@@ -379,12 +381,18 @@ class Trainer:
             status = "KILLED"
             raise
         finally:
-            self.exits.close()
-            self.saver.close()
-            self.log.close(status, grace=min(30.0, self.cfg.grace) if stopped else 30.0)
-            self.lock.close()
+            self._end(status, grace=min(30.0, self.cfg.grace) if stopped else 30.0)
         if stopped:
             print(f"stopped at step {self.step:,}; go on with: python -m polydream resume {self.dir}")
+
+    def _end(self, status: str, grace: float = 30.0) -> None:
+        """Close what there is, the last first, each whatever becomes of the others."""
+        there = vars(self)
+        with ExitStack() as last:
+            for name, close in (("lock", Lock.close), ("log", partial(Log.close, status=status, grace=grace)), ("saver", Saver.close)):
+                if name in there:
+                    last.callback(close, there[name])
+            last.callback(self.exits.close)
 
     def _write_report(self) -> None:
         if self.judge is not None and self.count.updates:

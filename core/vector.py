@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Self
 
 import numpy as np
@@ -187,11 +187,12 @@ class Vector:
 
     def _end(self, patience: float) -> None:
         envs, self._envs = self._envs, []
-        for env in envs:
-            env.release()
-        deadline = time.monotonic() + patience
-        for env in envs:
-            env.close(deadline)
+        with ExitStack() as last:  # whatever becomes of one, the others are closed
+            for env in envs:
+                last.callback(lambda env: env.close(deadline), env)
+            deadline = time.monotonic() + patience
+            for env in envs:
+                env.release()
 
     def _check_open(self) -> None:
         if not self._envs:
@@ -261,6 +262,9 @@ class Vector:
             if whole.dtype.kind == "f" and not np.isfinite(whole).all():
                 bad = int(np.flatnonzero(~np.isfinite(whole.reshape(n, -1)).all(1))[0])
                 raise ValueError(f"{self._who(bad + at)}: {what}{key!r} is not finite: {whole[bad]}")
+            if space.classes and whole.dtype.kind in "iu" and ((whole < 0) | (whole >= space.classes)).any():
+                bad = int(np.flatnonzero(((whole < 0) | (whole >= space.classes)).reshape(n, -1).any(1))[0])
+                raise ValueError(f"{self._who(bad + at)}: {what}{key!r} is {whole[bad]}, the spec says classes 0 to {space.classes - 1}")
             stacked[key] = whole
         return stacked
 

@@ -42,7 +42,8 @@ class Instructed(agent.Dreamer):
     """Reward heads, actor and critic hear the task's instruction; the model of the world does not.
 
     Every word has a fixed random vector as wide as a latent, and the sum of a sentence's vectors is added to what is seen of
-    the state. No layer changes its width, so this combines with any variant.
+    the state. No layer changes its width, so this combines with variants that read latents of states with a context only: not with
+    heads on bare latents (`ensemble`, `goal.reward=cosine`).
     """
 
     Config = InstructedConfig

@@ -109,7 +109,7 @@ def _train(cfg: RunConfig, model: Any, env: Any, make: Any, log: Log, version: s
 
     def examine(step: int) -> None:
         for mode in cfg.eval.modes:
-            seen = judge.evaluate(_Player(model, env), make, episodes=cfg.eval.episodes, seed=cfg.seed, mode=mode, video=None)  # type: ignore[arg-type]
+            seen = judge.evaluate(_Player(model, env), make, episodes=cfg.eval.episodes, seed=cfg.seed, mode=mode, video=None)
             log.scalars(step, seen.row(), "eval")
             print(f"evaluation at {step:,} steps, {mode}: return {seen.return_mean:.1f} over {cfg.eval.episodes} episodes", flush=True)
 

@@ -5,9 +5,13 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, filled, initialize, norm, swapped
+from polydream.core.nets import MLP, BlockLinear, Conv, Dense, Linear, activation, filled, initialize, member, norm, swapped
+from polydream.core.rng import Draws
+from polydream.core.specs import Space, Spec
+from tests.fixtures import agent, batch
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
@@ -131,3 +135,18 @@ def test_states_that_lie_step_after_step_are_not_copied(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: seen.append(x.data_ptr()) or torch.nn.functional.linear(x, self.weight))
     net(x[:, :-1])
     assert seen[0] == x.data_ptr(), "the memory itself is multiplied"
+
+
+def test_keys_that_are_no_names_of_parts_get_one_and_the_others_keep_theirs() -> None:
+    keys = ["pos", "arm/left", "action/0", "a b", "items", "type", "values", "robot.pos", "robot~pos", "~", "", "training", "robot~1pos"]
+    names = [member(key) for key in keys]
+    assert names[:4] == keys[:4], "checkpoints depend on it"
+    assert len(set(names)) == len(keys)
+    parts = nn.ModuleDict({name: nn.Identity() for name in names})
+    assert list(parts) == names
+    spec = Spec(
+        obs={"items": Space(shape=(3,)), "robot.pos": Space(), "type": Space(dtype="int32", classes=3)},
+        action={"pop": Space(shape=(2,)), "arm.left": Space(dtype="int32", classes=4)},
+    )
+    dreamer = agent(spec)
+    assert dreamer.update(batch(spec), dreamer.optimizer(), Draws(0))[0]["opt/skipped"] == 0

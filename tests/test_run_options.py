@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from polydream.core.config import ConfigError
 from polydream.core.launch import command_line
 from polydream.core.log import read_metrics
 from polydream.core.train import Trainer
@@ -102,3 +103,21 @@ def test_limits_and_sizes_reach_those_who_keep_them(tmp_path: Path) -> None:
 )
 def test_a_result_tells_its_command_without_folders_of_this_machine(program: str, module: str, expected: str) -> None:
     assert command_line([program, "--seed", "1"], module) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("eval.modes", "greedy", "eval.modes wants one of sample, mode, got 'greedy'"),
+        ("replay.half_life", "inf", "replay.half_life must be above 0 and finite"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_where_they_are_set(option: str, value: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        tiny(tmp_path, **{option.replace(".", "__"): value})
+
+
+def test_a_schedule_that_cannot_be_is_refused_before_the_first_update(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.schedule=linear needs optim\.anneal above the warm-up of \d+ updates, got 0"):
+        Trainer(tiny(tmp_path / "run", agent__optim__schedule="linear"))
+    assert not (tmp_path / "run").exists()

@@ -1,10 +1,12 @@
 """The hand-differentiated scan against the same loop differentiated by autograd."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from polydream.core import gpuscan
 from polydream.core.nets import initialize
 from polydream.core.rng import Draws
 from polydream.core.rssm import RSSM, RSSMConfig
@@ -105,3 +107,27 @@ def test_compiled_steps_compute_the_same() -> None:
         metrics.append({k: float(v) for k, v in rows[-1].items()})
     for key, value in metrics[0].items():
         assert metrics[1][key] == pytest.approx(value, rel=2e-3, abs=1e-4), key
+
+
+@pytest.mark.parametrize(
+    ("deter", "hidden", "blocks", "stoch", "classes", "fit"),
+    [
+        (128, 16, 8, 4, 4, True),
+        (2048, 256, 8, 32, 16, True),
+        (32, 16, 8, 4, 4, False),  # preset smoke
+        (64, 16, 8, 4, 4, False),
+        (128, 16, 8, 2, 4, False),
+        (8192, 1024, 8, 32, 64, False),
+    ],
+)
+def test_kernels_are_offered_widths_that_fill_their_tiles(
+    deter: int, hidden: int, blocks: int, stoch: int, classes: int, fit: bool
+) -> None:
+    class Keep(list):  # type: ignore[type-arg]
+        """As if on a GPU, where there is none."""
+
+        is_cuda = True
+
+    cell = SimpleNamespace(own=torch.empty(blocks, deter // blocks, 0), shared=torch.empty(3 * hidden, 0))
+    settings = SimpleNamespace(groups=(stoch, classes), dtype=torch.bfloat16)
+    assert gpuscan.fits(settings, cell, Keep(range(16)), torch.zeros(1)) is fit  # type: ignore[arg-type]

@@ -24,6 +24,8 @@ class Aims:
         self.pairs, self.visible, self.several = spec.goals, spec.visible, len(spec.tasks) > 1
         self.spaces: dict[str, Space] = {k: spec.obs[k] for k in self.pairs.values()} or spec.visible
         self.imaged = any(s.image for s in self.spaces.values())
+        keys = {*self.pairs, *self.pairs.values()}
+        self.commanding = [keys <= t.obs.keys() for t in spec.tasks.values()]  # by task: others have these keys only as padding
 
     @property
     def commands(self) -> bool:
@@ -60,8 +62,11 @@ class Aims:
         return torch.as_tensor(square) <= tolerance**2
 
     def reached(self, data: TensorDict, tolerance: float) -> Tensor:
-        """Whether steps (*) fulfil their command, bool."""
-        return self.same(self.achieved(data), self.desired(data), tolerance)
+        """Whether steps (*) fulfil their command, bool. Those of tasks that command nothing do not."""
+        reached = self.same(self.achieved(data), self.desired(data), tolerance)
+        if all(self.commanding) or not self.several:
+            return reached
+        return reached & torch.tensor(self.commanding, device=reached.device)[self.kind(data)]
 
     def vector(self, goal: Aim) -> Tensor:
         """Goals as numbers (*, width): squashed by symlog, classes one-hot."""

@@ -44,8 +44,11 @@ class GoalObjective(Objective):
 
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
         """As the base, where going on also means not to have arrived."""
-        live = cont * self.rate
-        return super().returns(reward, live * (1 - reward) if self.absorbing else live, value, slow)
+        return super().returns(reward, cont * (1 - reward) if self.absorbing else cont, value, slow)
+
+    def going(self, cont: Tensor) -> Tensor:
+        """As the base, at this objective's own discount."""
+        return super().going(cont * self.rate)
 
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
@@ -58,6 +61,12 @@ class GoalObjective(Objective):
         return judged._replace(loss=judged.loss * going, advantage=judged.advantage * going)
 
 
+def own_horizon(agent: Any) -> None:
+    """Raise ConfigError where tasks have discounts of their own, from which the one of a goal cannot be told."""
+    if any(d != agent.cfg.critic.discount for d in getattr(agent, "discounts", ())):
+        raise ConfigError("multitask.discount=length beside goals or subgoals, which have a horizon of their own: leave it at shared")
+
+
 def leader(agent: Any) -> str:
     """Name of the behavior that pursues goals: who acts, or where a part names another, a manager, that one."""
     return getattr(agent, "leader", "main")
@@ -68,6 +77,7 @@ def pursuing(agent: Any, behaviors: dict[str, Behavior]) -> dict[str, Behavior]:
 
     A leader who decides every K steps has the same horizon in steps, so its discount is that of one step to the K.
     """
+    own_horizon(agent)
     cfg, name = agent.cfg.goal, leader(agent)
     lead, hold = behaviors[name], getattr(agent, "hold", 1)
     if hold > 1 and not agent.cfg.critic.contdisc:

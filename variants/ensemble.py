@@ -15,7 +15,7 @@ from ..core.rng import Draws
 from ..core.rssm import RSSM
 from .disagreement import Disagreement
 from .doubts import doubts
-from .explorer import Explorer, Novelty
+from .explorer import Explorer, novelty, shared_out
 from .kinds import EnsembleAgentConfig as EnsembleAgentConfig
 from .kinds import EnsembleConfig as EnsembleConfig
 from .members import kept
@@ -80,12 +80,18 @@ class Ensemble(Thompson):
         """Gives the acting behavior a second policy, where there is an explorer."""
         behaviors, e = super().build_behaviors(), self.cfg.ensemble
         main = behaviors["main"]
-        if e.use == "pessimism" and not any("extrinsic" in b.terms() for b in behaviors.values()):
-            raise ConfigError(f"ensemble.use=pessimism charges the task's reward, but the policy climbs {', '.join(main.terms())}")
+        if e.use == "pessimism":
+            charged = [b.terms()["extrinsic"] for b in behaviors.values() if "extrinsic" in b.terms()]
+            if not charged:
+                raise ConfigError(f"ensemble.use=pessimism charges the task's reward, but the policy climbs {', '.join(main.terms())}")
+            for objective in charged:
+                objective.replay = None  # replay knows the reward without the charge
+        if e.stop and getattr(self, "roams", False):
+            raise ConfigError("ensemble.stop pays the policy that acts for where a dream was stopped, and a manager not: leave it 0")
         if not self.explores:
             e.refuse_explorer(self.curious)
             return behaviors
-        novel = Novelty(self.view_width, self.cfg.critic)
+        novel = novelty(self, self.view_width)
         return behaviors | {"main": Explorer(main, NAME, novel, e.intrinsic, e.extrinsic, super().view_width)}
 
     def scales(self) -> dict[str, float]:
@@ -93,6 +99,8 @@ class Ensemble(Thompson):
         named = super().scales()
         if self.explores:
             named[f"value/{NAME}"] = self.cfg.scales.value
+        if self.cfg.ensemble.use == "pessimism":
+            named.pop("repval", None)
         return named | ({NAME: 1.0} if self.cfg.ensemble.kind == "heads" else {})
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
@@ -102,12 +110,14 @@ class Ensemble(Thompson):
         if e.kind == "priors":
             found["member"] = draw_member(draws, "member", e.members, *state.batch_size)
         if self.explores:
-            collecting = self.training and "is_last" in data
-            share = e.dreams if state.batch_dims == 2 else e.episodes if collecting else 0.0
-            chosen = draws.uniform("explore", *state.batch_size)
-            assert chosen is not None
-            found["explore"] = (chosen < share) & (self.updates < (e.until or torch.inf))
+            who = shared_out(draws, state.batch_size, e.dreams, e.episodes if self.training and "is_last" in data else 0.0)
+            found["explore"] = who & ~self.retired
         return found
+
+    @property
+    def retired(self) -> Tensor:
+        """Whether the explorer has stopped acting and dreaming, bool ()."""
+        return self.updates >= (self.cfg.ensemble.until or torch.inf)
 
     def view(self, state: TensorDict) -> Tensor:
         """Where there is an explorer, one more feature says whose state it is."""
@@ -151,7 +161,7 @@ class Ensemble(Thompson):
             for name, objective in self.main.terms().items():
                 with frozen(objective):
                     value = objective.bootstrap(self.view(dream))
-                    rewards[name] = rewards[name] + rest * objective.raw(value.pred(), value)
+                    rewards[name] = rewards[name] + objective.going(rest) * objective.raw(value.pred(), value)
         return rewards | ({NAME: self.uncertainty(dream)} if self.explores else {})
 
     def model_losses(self, batch: TensorDict, post: TensorDict) -> dict[str, Tensor]:

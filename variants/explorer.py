@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,8 @@ from ..core.behavior import Behavior, CriticConfig, Judgement, Objective
 from ..core.normalizer import Normalizer, NormConfig
 from ..core.outputs import Distribution, Output
 from ..core.rng import Draws
+from .padding import Mark
+from .yardstick import TaskNormalizer, TaskObjective, ids_of
 
 
 class Either(Distribution):
@@ -65,6 +67,14 @@ class Pair(nn.Module):
         return Either(ours, theirs, who)
 
 
+DEVIATION = NormConfig(impl="meanstd", limit=1e-8, debias=True)
+"""Scale of a novelty reward."""
+
+
+def _floorless(cfg: CriticConfig) -> CriticConfig:
+    return replace(cfg, retnorm=replace(cfg.retnorm, limit=1e-8, debias=True))
+
+
 class Novelty(Objective):
     """An objective whose reward is divided by its own running deviation, and whose returns by theirs with next to no floor.
 
@@ -72,14 +82,50 @@ class Novelty(Objective):
     """
 
     def __init__(self, features: int, cfg: CriticConfig) -> None:
-        super().__init__(features, replace(cfg, retnorm=replace(cfg.retnorm, limit=1e-8, debias=True)))
-        self.deviation = Normalizer(NormConfig(impl="meanstd", limit=1e-8, debias=True))
+        super().__init__(features, _floorless(cfg))
+        self.deviation = Normalizer(DEVIATION)
 
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
     ) -> Judgement:
         _, scale = self.deviation(reward[:, 1:], update)
         return super().judge(value, slow, reward / scale, cont, update, through)
+
+
+class TaskNovelty(TaskObjective):
+    """`Novelty` with both scales of each task: one poorly known task would else silence what is new in all others."""
+
+    def __init__(self, features: int, cfg: CriticConfig, *, mark: Mark, discounts: Sequence[float]) -> None:
+        super().__init__(features, _floorless(cfg), mark=mark, discounts=discounts, scales=True, replay=None)
+        self.deviation = TaskNormalizer(DEVIATION, mark.tasks)
+
+    def judge(
+        self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None
+    ) -> Judgement:
+        _, scale = self.deviation(reward[:, 1:], ids_of(value)[:, 0], update)
+        return super().judge(value, slow, reward / scale, cont, update, through)
+
+
+def novelty(agent: Any, width: int) -> Objective:
+    """The objective of novelty on features (*, width) of `agent`, with scales of each task where they name the task."""
+    cfg: CriticConfig = agent.cfg.critic
+    marked = getattr(agent, "marked", False) and agent.cfg.multitask.returns == "per_task"
+    return TaskNovelty(width, cfg, mark=agent.mark, discounts=agent.discounts) if marked else Novelty(width, cfg)
+
+
+def shared_out(draws: Draws, lead: Sequence[int], dreams: float, episodes: float) -> Tensor:
+    """Whose are the explorer's, bool: of replayed sequences (B, T) a share `dreams`, as even as can be, of episodes (n,) each with
+    probability `episodes`.
+
+    A sequence has one owner: its critics learn from replay by the returns of the dreams along it, which must be one policy's.
+    """
+    chosen = draws.uniform("explore", lead[0])
+    assert chosen is not None
+    if len(lead) == 1:
+        return chosen < episodes
+    first = draws.uniform("explore/first", 1)
+    assert first is not None
+    return (chosen.argsort().argsort() + first < dreams * lead[0]).unsqueeze(-1).expand(*lead).contiguous()
 
 
 class Explorer(Behavior):
@@ -109,8 +155,14 @@ class Explorer(Behavior):
         self, features: Tensor, action: TensorDict, gain: Tensor, weight: Tensor, update: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As main's, with the gain of the policy whose dream it is."""
-        explores = features[:, :-1, self.place] > 0.5
-        return super().policy_loss(features, action, torch.where(explores, gain[1], gain[0]), weight, update)
+        return super().policy_loss(features, action, torch.where(self._theirs(features), gain[1], gain[0]), weight, update)
+
+    def rest(self, loss: Tensor, features: Tensor) -> Tensor:
+        """The explorer does not wait with main's, unless it is paid what main is paid."""
+        return super().rest(loss, features) if self.task else torch.where(self._theirs(features), loss, loss.detach())
+
+    def _theirs(self, features: Tensor) -> Tensor:
+        return features[:, :-1, self.place] > 0.5
 
 
 def _pair(net: nn.Module, place: int) -> Any:

@@ -112,12 +112,13 @@ class Goal(Dreamer):
 
     def prepare(self, batch: TensorDict, draws: Draws) -> TensorDict:
         """An episode that ended because its goal was reached would not have ended for any other goal."""
-        batch, cfg = super().prepare(batch, draws).copy(), self.cfg.goal
+        cfg = self.cfg.goal
+        spared = self.aims.reached(batch, cfg.tolerance) if cfg.weight and self.aims.commands and not cfg.success_ends else None
+        # Looked at before images are moved about: what is commanded is not moved with them.
+        batch = super().prepare(batch, draws).copy()
         if self.kind == "distance":
             batch["pairing"] = hindsight.uniform(draws, "goal/pairs", *batch.batch_size, 3)
-        if cfg.weight and self.aims.commands and not cfg.success_ends:
-            batch["is_terminal"] = batch["is_terminal"] & ~self.aims.reached(batch, cfg.tolerance)
-        return batch
+        return batch if spared is None else batch.set("is_terminal", batch["is_terminal"] & ~spared)
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:
         """One goal for a whole dream or episode: relabelled when training, commanded when acting."""

@@ -33,8 +33,9 @@ class GoExplore(Dreamer):
     """Turns a share of the training episodes into exploring ones once their goal is reached, or after some time.
 
     Beside a variant that says how near a state is to its goal (`arrived`) that ends the going; else only time does. Where another
-    variant brings an explorer (`explore` in the state) it takes over, else actions are uniformly random. Dreams and evaluation never
-    explore. The state carries `go`: decisions left to reach the goal, 0 while exploring, -1 where nothing will change.
+    variant brings an explorer (`explore` in the state) it takes over, else actions are uniformly random among those that the task
+    knows. Dreams and evaluation never explore. The state carries `go`: decisions left to reach the goal, this one among them, 0 while
+    exploring, -1 where nothing will change.
     """
 
     Config = GoExploreConfig
@@ -49,7 +50,10 @@ class GoExplore(Dreamer):
             return found.set("go", never)
         chosen = draws.uniform("go", *state.batch_size)
         assert chosen is not None
-        return found.set("go", torch.where(chosen < go.share, go.limit, never))
+        leaves = chosen < go.share
+        if getattr(self, "explores", False):  # an explorer that is done does not come back
+            leaves = leaves & ~self.retired  # type: ignore[operator]
+        return found.set("go", torch.where(leaves, go.limit + 1, never))
 
     def act(self, state: TensorDict, draws: Draws) -> TensorDict:
         """As without, until the going is over."""
@@ -70,13 +74,16 @@ class GoExplore(Dreamer):
         return torch.zeros_like(state["go"], dtype=torch.bool) if arrived is None else arrived(state) >= self.cfg.go.near
 
     def _anything(self, state: TensorDict, draws: Draws) -> dict[str, Tensor]:
-        """Uniformly random actions (n, width) in model form."""
-        actions = {}
+        """Uniformly random actions (n, width) in model form, of what the task of a state knows where several differ in that."""
+        actions, padding = {}, getattr(self.main.policy, "padding", None)
         for key, space in sorted(self.spec.action.items()):
             noise = draws.uniform("go/action", *state.batch_size, space.elements)
             assert noise is not None
+            own = padding.of(key, state["task"]).flatten(1) if padding is not None and key in padding.names else None
             if space.classes is None:
-                actions[key] = 2 * noise - 1
+                actions[key] = (2 * noise - 1) * (1.0 if own is None else own)
             else:
-                actions[key] = torch.nn.functional.one_hot((noise * space.classes).long(), space.classes).float().flatten(-2)
+                # A task's own classes are the first ones.
+                count = space.classes if own is None else own.unflatten(-1, (space.elements, space.classes)).sum(-1)
+                actions[key] = torch.nn.functional.one_hot((noise * count).long(), space.classes).float().flatten(-2)
         return actions

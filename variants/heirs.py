@@ -10,14 +10,15 @@ from ..core.config import override
 from ..core.run import RunConfig
 from ..core.specs import Spec
 
-OWNED = re.compile(r"(nets\.(?:tasks|reward|cont|units)|behaviors\.main\.objectives\.extrinsic\.retnorm)\.(\d+)\.(.+)")
+SCALES = r"behaviors\.\w+\.objectives\.\w+\.(?:retnorm|deviation)"
+OWNED = re.compile(rf"(nets\.(?:tasks|reward|cont|units)|behaviors\.manager\.policy|{SCALES})\.(\d+)\.(.+)")
 """Weights and statistics of one task: where, its number, the rest."""
 
 
 def heir_of(name: str, ours: Sequence[str], theirs: Sequence[str]) -> str | None:
     """What a weight of an agent of tasks `ours` is called in one of tasks `theirs`, numbers going by the tasks' names."""
-    if name.startswith("nets.trust.") or name.endswith(".given"):
-        return None  # new heads are to be waited for as well; vectors that the user gives are his
+    if name.startswith(("nets.trust.", "nets.pool.")) or name.endswith(".given"):
+        return None  # new heads are to be waited for as well; kept goals are of numbered tasks; vectors that the user gives are his
     if not (found := OWNED.fullmatch(name)):
         return name
     where, number, rest = found.groups()

@@ -17,8 +17,8 @@ from ..core.promises import Promises
 from ..core.rng import Draws
 from ..core.specs import Space, Spec
 from . import council, pursuits, segments
-from .arrival import GoalObjective
-from .explorer import Novelty
+from .arrival import GoalObjective, own_horizon
+from .explorer import novelty
 from .landmarks import Kind, Landmarked
 from .levels import Manager, Worker
 from .subgoals import Subgoals
@@ -97,13 +97,14 @@ class Hierarchical(Landmarked):
         """`main` is the worker, who acts; `manager` chooses its subgoals, always by the score function: a code has no slope."""
         cfg, h, width, behaviors = self.cfg, self.cfg.hierarchy, self.view_width - self.unled, super().build_behaviors()
         code = {"code": Space(shape=(h.groups,), dtype="int32", classes=h.codes)}
-        paid = {"extrinsic": council.objective(self, width, self._critic(), h.extrinsic), "novelty": Novelty(width, cfg.critic)}
+        paid = {"extrinsic": council.objective(self, width, self._critic(), h.extrinsic), "novelty": novelty(self, width)}
         paid["novelty"].weight = h.novelty
         actor = replace(cfg.actor, grad="reinforce")
         policy = council.policy(self, width, code, cfg.actor.policy)
         manager = Manager(
             policy, {k: o for k, o in paid.items() if o.weight}, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold
         )
+        own_horizon(self)
         near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
         objectives = {"closeness": near, "extrinsic": council.objective(self, self.view_width, cfg.critic, h.task)}
         objectives = {k: o for k, o in objectives.items() if o.weight}

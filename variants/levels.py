@@ -14,6 +14,7 @@ from ..core.config import ConfigError
 from ..core.heads import Policy
 from ..core.outputs import Categorical, Normal, Output
 from . import segments
+from .padding import elements, room
 from .steering import Steer
 
 
@@ -37,16 +38,23 @@ class Steered(Behavior):
         self.steer = Steer(target, cfg.entropy, speed, raises=True)
 
     def randomness(self, dists: Mapping[str, Output]) -> Tensor:
-        """How random a policy is (*), mean over action keys: 0 the least and 1 the most that its distributions can be."""
-        found = []
+        """How random a policy is (*), mean over action keys: 0 the least and 1 the most that what a task knows of them can be."""
+        low, high = math.log(self.policy.cfg.min_std), math.log(self.policy.cfg.max_std)
+        said, most = [], []
         for dist in dists.values():
             if isinstance(dist, Categorical):
-                found.append(dist.entropy() / dist.max_entropy())
+                said.append(dist.entropy())
+                most.append(room(dist))
             else:
                 assert isinstance(dist, Normal)
-                low, high = math.log(self.policy.cfg.min_std), math.log(self.policy.cfg.max_std)
-                found.append((dist.std.log().mean(-1) - low) / (high - low))
-        return torch.stack(found).mean(0)
+                own = elements(dist)
+                said.append(((dist.std.log() - low) * own).sum(-1))
+                most.append((high - low) * own.sum(-1))
+        bound = torch.stack(most)
+        # A task that knows one action only, or none of a key, has nothing to choose there. Where that is all, the others' mean stands in.
+        share, free = torch.stack(said) / bound.clamp(min=1e-8), (bound > 0).float()
+        mean, some = (share * free).sum(0) / free.sum(0).clamp(min=1), free.amax(0)
+        return torch.where(some > 0, mean, (mean * some).sum() / some.sum().clamp(min=1))
 
     def combine(self, advantages: Mapping[str, Tensor]) -> Tensor:
         """As the base, of what each advantage has beyond its mean (Hafner et al. 2022, appendix).

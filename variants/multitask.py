@@ -103,7 +103,7 @@ class MultiTask(Heritage, Patient):
         return nets
 
     def build_behaviors(self) -> dict[str, Behavior]:
-        """The policy that acts knows what of the actions is its task's; its critic has scale and discount of the task."""
+        """The policy that acts, in whatever behavior, knows what actions its task has; its critic has the task's scale and discount."""
         behaviors, cfg = super().build_behaviors(), self.cfg
         main, terms = behaviors["main"], behaviors["main"].terms()
         for objective in terms.values() if self.many and cfg.multitask.swap else ():
@@ -112,8 +112,9 @@ class MultiTask(Heritage, Patient):
             return behaviors
         if usual := terms.get("extrinsic"):
             terms["extrinsic"] = TaskObjective(self.view_width, usual.cfg, weight=usual.weight, replay=usual.replay, **own(self))
-        policy = TaskPolicy(self.view_width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks], self.mark)
-        return behaviors | {"main": Behavior(policy, terms, main.cfg)}
+        main.policy = TaskPolicy(self.view_width, self.spec.action, cfg.actor.policy, [t.action for t in self.tasks], self.mark)
+        main.objectives = nn.ModuleDict(terms)
+        return behaviors
 
     def scales(self) -> dict[str, float]:
         """Without repval where dreams change their task: they say nothing of the replayed step that they start from."""

@@ -103,6 +103,19 @@ class OwnCategorical(Categorical):
         return terms.flatten(terms.ndim - self.dims).sum(-1) if self.dims else terms
 
 
+def room(dist: Categorical) -> Tensor:
+    """The greatest entropy (*) in nats that classes can have, of those that exist."""
+    if not isinstance(dist, OwnCategorical):
+        return torch.full_like(dist.entropy(), dist.max_entropy())
+    most = dist.mask.sum(-1).clamp(min=1).log()
+    return most.flatten(most.ndim - dist.dims).sum(-1) if dist.dims else most
+
+
+def elements(dist: Normal) -> Tensor:
+    """Which elements of normals exist, 1 or 0, (*, A)."""
+    return dist.mask.expand_as(dist.std).float() if isinstance(dist, OwnNormal) else torch.ones_like(dist.std)
+
+
 class Mark(NamedTuple):
     """Where features (*, F) hold the number of their task: as number / tasks in one of them, so that whoever does not know meets no
     large value."""

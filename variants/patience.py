@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from ..core.agent import Config, Dreamer
+from ..core.behavior import Behavior
 
 MEMORY = 0.96
 """Share of what was known about a task that is kept at each update in which it occurs."""
@@ -82,5 +83,8 @@ class Patient(Dreamer):
                 said = self.predict("reward", post.copy().set("task", ids)).pred()
             trust.watch(ids, batch["reward"], said)
             trust.over |= (trust.explained() >= cfg.trust).all() | (self.updates >= cfg.wait)
-        self.main.awake = bool(trust.over) or "extrinsic" not in self.main.terms()
+        behaviors: list[Behavior] = list(self.behaviors.values())  # type: ignore[arg-type]
+        for behavior in behaviors:
+            # In a hierarchy it is the manager who climbs the tasks' rewards, and the worker only where it is paid them, too.
+            behavior.awake = bool(trust.over) or "extrinsic" not in behavior.terms()
         return losses

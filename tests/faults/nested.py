@@ -71,3 +71,17 @@ class Nested(gymnasium.Env[Any, Any]):
 def make(number: int = 0) -> Nested:
     """Environment number so-and-so: `--env.options number=7`."""
     return Nested(number)
+
+
+class Uneven(Nested):
+    """Actions whose keys hold slashes: parts of different sizes, one of them inside another."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.observation_space = spaces.Box(-1, 1, (3,), np.float32)
+        self.action_space = spaces.Dict({"arm": spaces.Dict({"left": spaces.Box(-1, 1, (2,))}), "mode": spaces.MultiDiscrete([2, 3])})
+
+
+def uneven() -> Uneven:
+    """The task of that."""
+    return Uneven()
