@@ -61,8 +61,16 @@ def run_directory(cfg: RunConfig) -> Path:
 
 
 def choose_device(name: str, compile: Compile = "none") -> torch.device:
-    """`auto` takes the first GPU there is, else the processor. Raises ConfigError for an update that is to be recorded on a processor."""
-    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    """`auto` takes the first GPU there is, else the processor.
+
+    Raises ConfigError for a device that is not there, and for an update that is to be recorded on a processor.
+    """
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = ["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ConfigError(f"no device {name!r} here, only {', '.join(there)} ({str(error).splitlines()[0][:100]})") from None
     if compile == "graph" and device.type != "cuda":
         raise ConfigError(f"compile=graph records updates on a GPU, and this run is on {device}: use compile=steps")
     return device

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from threading import RLock
@@ -239,6 +239,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if lines and _parse(lines[-1]) is None:
         lines.pop()
     return [{k: _number(k, v) for k, v in _decode(line, path, i).items()} for i, line in enumerate(lines, 1)]
+
+
+def seconds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds between the first and the last row of a run, without the pauses between processes (a "run" row begins each)."""
+    pairs = zip(rows, rows[1:], strict=False)
+    return sum(max(later["time"] - earlier["time"], 0.0) for earlier, later in pairs if later["kind"] != "run")
 
 
 def mend(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from . import registry
@@ -197,6 +198,10 @@ def _variant(name: str) -> Any:
         found = registry.variant(name)
     except KeyError as error:
         raise ConfigError(str(error.args[0])) from None
+    except ModuleNotFoundError as error:
+        if not any(f"{part.partition(':')[0]}.".startswith(f"{error.name}.") for part in name.split("+") if ":" in part):
+            raise
+        raise ConfigError(f"variant {name!r}: no module named {error.name!r} here ({Path.cwd()}) or installed") from None
     if not (isinstance(found, type) and issubclass(found, Dreamer)):
         raise ConfigError(f"variant {name!r} is {found!r}, not a class that inherits from polydream.core.agent.Dreamer")
     return found

@@ -125,6 +125,8 @@ def _beside(run: Run, row: Mapping[str, Any]) -> str:
         return ""
     ours, theirs = (np.asarray(r.get("returns", ()), float) for r in (row, random))
     numbers = f"{random['return_mean']:.1f}"
+    if "returns" not in row:
+        return f", random play {numbers}"  # a mean over tasks, each of which has episodes of its own
     if len(ours) < 2 or len(theirs) < 2:
         return f", random play {numbers} (too few episodes to compare)"
     gap = row["return_mean"] - random["return_mean"]

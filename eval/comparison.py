@@ -162,13 +162,16 @@ def verdict(comparison: Comparison) -> str:
             f"{ranked[0].label} has the highest normalised IQM, {_span(ranked[0].aggregate('IQM'))} ({about}); {base.label} did not finish."
             + _caution(comparison)
         )
-    if len({s.values.shape for s in known}) == 1 and (
-        ties := [s for s in known if s is not base and np.array_equal(s.values, base.values)]
-    ):
-        return f"{' and '.join(s.label for s in ties)} scored exactly as {base.label} in every cell ({about})."
-    best = ranked[0] if ranked[0] is not base else ranked[1]
-    better, pairs = comparison.against(best)
-    return _sentence(base, best, better, pairs, about) + _caution(comparison)
+    ties = [s for s in known if s is not base and np.array_equal(s.values, base.values, equal_nan=True)]
+    same = f"{' and '.join(s.label for s in ties)} scored exactly as {base.label} in every cell" if ties else ""
+    others = [s for s in ranked if s is not base and s not in ties]
+    if not others:
+        return f"{same} ({about})." + _caution(comparison)
+    alike = [s for s in others if np.isfinite(s.values - base.values).any()]
+    if not alike:
+        return f"Nothing can be compared: {base.label} and {others[0].label} share no seed of a task ({about})." + _caution(comparison)
+    better, pairs = comparison.against(alike[0])
+    return _sentence(base, alike[0], better, pairs, about) + (f" {same}." if same else "") + _caution(comparison)
 
 
 def _sentence(base: Scores, best: Scores, better: Estimate, pairs: Paired, about: str) -> str:

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..core.config import ConfigError
+from ..core.config import ConfigError, convert
 from ..core.log import FILE, read_metrics
 from .suites import Entry, Suite, build
 
@@ -187,7 +187,7 @@ class Grid:
         # The last folder names the run in MLflow, so it says everything.
         place = self.directory / safe(variant) / safe(entry.name) / f"{safe(variant)}-{safe(entry.name)}-{seed}"
         options = settings(self.suite, entry, self.options)
-        steps = int(float(options.pop("steps", self.suite.budget(entry))))
+        steps = convert(int, options.pop("steps", self.suite.budget(entry)), "steps")
         return Cell(variant, entry, seed, place, steps, options)
 
     def save(self) -> None:

@@ -15,7 +15,7 @@ from .round import Round, alone
 from .video import openloop_video, save_video
 
 MAX_STEPS = 20_000
-"""Decisions after which an evaluation episode is broken off, for tasks that never end."""
+"""Decisions after which an evaluation episode is broken off, for tasks that never end. One with a limit of its own gets to it."""
 
 
 class Judge:
@@ -40,7 +40,7 @@ class Judge:
     def _evaluate(
         self, player: Player, make: Callable[[], Task], spec: Spec, video: Path | None, settings: dict[str, Any]
     ) -> Evaluation | Round:
-        settings = {"max_steps": MAX_STEPS, "parallel": self.parallel, **settings}
+        settings = {"max_steps": max(MAX_STEPS, spec.limit or 0), "parallel": self.parallel, **settings}
         if not spec.tasks:
             return evaluate(player, make, video=video, **settings)
         found = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.log import FILE
+from ..core.log import FILE, seconds
 from ..core.progress import span
 from . import gallery, page, plots
 from .account import Run, verdict
@@ -144,17 +144,11 @@ def _evaluation_text(row: Mapping[str, Any]) -> str:
 
 def _effort(run: Run) -> str:
     speeds = series(run.rows, ("speed",))
-    text = span(_trained(run.rows))
+    text = span(seconds(run.rows))
     for key, unit in (("fps", "steps/s"), ("ups", "updates/s")):
         if key in speeds:
             text += f", {short(float(speeds[key][1][-1]))} {unit}"
     return text
-
-
-def _trained(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds between the first and the last row, without the pauses between processes (a "run" row begins each)."""
-    pairs = zip(rows, rows[1:], strict=False)
-    return sum(max(later["time"] - earlier["time"], 0.0) for earlier, later in pairs if later["kind"] != "run")
 
 
 def _curve(run: Run) -> str:

@@ -16,6 +16,7 @@ from typing import Protocol
 import psutil
 
 from ..core.config import ConfigError
+from ..core.log import seconds
 from .grid import ATTEMPTS, DONE, FAILED, OUTPUT, RUNNING, WAITING, Cell, Glance, Grid, alive, identity
 
 PERIOD = 0.5  # seconds between looks
@@ -140,7 +141,7 @@ def prepare(cell: Cell) -> list[str]:
     command, start = cell.command(), cell.saved
     if not cell.begun:
         cell.clear()
-    cell.write(command=cell.words, attempts=told.get("attempts", 0) + 1, started=round(time.time(), 3), start=start, stuck=False)
+    cell.write(command=cell.words, attempts=told.get("attempts", 0) + 1, start=start, stuck=False)
     with (cell.directory / OUTPUT).open("a") as output:
         output.write(f"$ {' '.join(command)}\n")
     return command
@@ -149,8 +150,8 @@ def prepare(cell: Cell) -> list[str]:
 def judge(cell: Cell, code: int | None) -> str:
     """Write down how a cell ended, and return its state. A cell that vanished with its machine is only counted as lost."""
     told = cell.read()
-    spent = told.get("seconds", 0.0) + max(time.time() - told.get("started", time.time()), 0.0)
-    values = {"process": None, "exit": code, "seconds": round(spent, 1)}
+    # By its own log, on whatever machine that was written and whenever its end was noticed.
+    values = {"process": None, "exit": code, "seconds": round(seconds(cell.rows()), 1)}
     if code == 0 or (code is LOST and cell.complete()):
         cell.write(**values, done=True)
     elif code is LOST and told.get("losses", 0) + 1 < LOSSES:

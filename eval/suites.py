@@ -19,20 +19,26 @@ from .references import atari
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One task of a suite. low, high: scores that normalise to 0 and 1. published: its name in the score files, "" for none."""
+    """One task of a suite. low, high: scores that normalise to 0 and 1. published: its name in the score files, "" for none.
+
+    name: without one, the task without its family and namespace (`cartpole_balance`, `Alien-v5`), and the options that make it another
+    task. success: return from which an episode is a success, for who trains one agent on all (`tasks/suites.py`); means nothing here.
+    """
 
     task: str
+    name: str = ""
     steps: int = 0  # budget in environment steps, action repeat included; 0 takes the suite's
     low: float = 0.0
     high: float = 1.0
+    success: float | None = None
     published: str = ""
     settings: dict[str, str] = field(default_factory=dict, hash=False)
 
-    @property
-    def name(self) -> str:
-        """The task without its family and namespace: `cartpole_balance`, `Alien-v5`; with the options that make it another task."""
-        options = self.settings.get("env.options", "") if self.task.startswith("world/") else ""
-        return self.task.rpartition("/")[2] + (f"[{options}]" if options else "")
+    def __post_init__(self) -> None:
+        options = self.settings.get("env.options", "")
+        object.__setattr__(self, "name", self.name or self.task.rpartition("/")[2] + (f"[{options}]" if options else ""))
+        if self.low == self.high:
+            raise ConfigError(f"{self.name}: low and high, the scores that count as 0 and 1, are both {self.low:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,9 @@ def build(data: Any, path: Path) -> Suite:
     given = _fields(Suite, {key: value for key, value in data.items() if key != "tasks"}, path)
     values: dict[str, Any] = {"name": path.stem, "about": str(path), "steps": 0, "seeds": 3, "window": 20_000} | given
     suite = Suite(**values, tasks=entries)
+    names = [entry.name for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{path}: two tasks are called {twice[0]!r}; give each a `name` of its own")
     if missing := [entry.task for entry in entries if not suite.budget(entry)]:
         raise ConfigError(f"{path}: {missing[0]} has no budget; give `steps` for it or for the suite")
     return suite

@@ -86,7 +86,7 @@ def made(name: str, make: Callable[[], Task]) -> Task:
     try:
         return make()
     except Exception as error:
-        ours = isinstance(error, KeyError | ValueError) or type(error).__module__ == "gymnasium.error"
+        ours = isinstance(error, KeyError | ValueError | TypeError) or type(error).__module__ == "gymnasium.error"
         if ":" in name or not ours:
             raise
         raise ConfigError(" ".join(str(error.args[0] if error.args else error).split())) from None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .core.config import ConfigError, nearest, to_dict
+from .core.rng import seed_for
 from .flags import none, parse
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ def _train(cfg: RunConfig, model: Any, env: Any, make: Any, log: Log, version: s
 
     def examine(step: int) -> None:
         for mode in cfg.eval.modes:
-            seen = judge.evaluate(_Player(model, env), make, episodes=cfg.eval.episodes, seed=cfg.seed, mode=mode, video=None)
+            seen = judge.evaluate(_Player(model, env, cfg.seed), make, episodes=cfg.eval.episodes, seed=cfg.seed, mode=mode, video=None)
             log.scalars(step, seen.row(), "eval")
             print(f"evaluation at {step:,} steps, {mode}: return {seen.return_mean:.1f} over {cfg.eval.episodes} episodes", flush=True)
 
@@ -161,19 +163,40 @@ def _suits(method: str, env: gymnasium.Env[Any, Any]) -> None:
 
 
 class _Player:
-    """A model of stable-baselines3 as a player of ours. Its noise begins anew with every evaluation."""
+    """A model of stable-baselines3 as a player of ours. Its noise begins anew with every evaluation, and training's goes on as it was."""
 
-    def __init__(self, model: Any, env: Any) -> None:
-        self.model, self.env = model, env
+    def __init__(self, model: Any, env: Any, seed: int) -> None:
+        self.model, self.env, self.seed, self.steps = model, env, seed, 0
 
     def initial(self, n: int) -> None:
         """No state to begin with."""
+        self.steps = 0
 
     def act(self, obs: Mapping[str, np.ndarray], state: None, *, is_first: np.ndarray, mode: str) -> tuple[dict[str, np.ndarray], None]:
         """Actions of n environments. mode: "sample" draws, "mode" takes the most likely or, of DQN, the best action."""
         seen = {key: _observation(space, obs[key], batch=True) for key, space in self.env.task.spec.visible.items()}
-        chosen, _ = self.model.predict(seen, deterministic=mode == "mode")
+        self.steps += 1
+        with _noise(self.model, seed_for(self.seed, "baseline", self.steps)):
+            chosen, _ = self.model.predict(seen, deterministic=mode == "mode")
         return {self.env.key: np.asarray(chosen)}, None
+
+
+@contextmanager
+def _noise(model: Any, seed: int) -> Iterator[None]:
+    """Everything that a model draws from begins at `seed`, and is put back after."""
+    import torch
+
+    space, numpy = model.action_space, np.random.get_state()  # noqa: NPY002  the old generator is the one that it uses
+    own = space._np_random
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        space.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy)  # noqa: NPY002
+            space._np_random = own
 
 
 def _observation(space: Space, value: np.ndarray, batch: bool = False) -> np.ndarray:

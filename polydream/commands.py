@@ -17,8 +17,9 @@ from .flags import explain, filled, known_only, none, one, parse
 
 if TYPE_CHECKING:
     from .core.run import RunConfig
+    from .core.specs import Space, Spec, Task
 
-FIXED = ("variant", "profile", "size", "preset", "dir", "start", "learn")
+FIXED = ("variant", "task", "seed", "profile", "size", "preset", "dir", "start", "learn")
 """Options that a run keeps for life."""
 
 
@@ -109,8 +110,9 @@ def resume(argv: Sequence[str]) -> int:
     only_switches_bare(cfg, words.flags)
     asked = as_text(words.flags)
     for key, text in asked.items():
-        if key in FIXED and text != getattr(stored, key, None):
-            raise ConfigError(f"--{key} cannot change in a run that has begun; start a new one with `polydream train`")
+        if key in FIXED and text != str(getattr(stored, key, None)):
+            anew = f"`polydream train --from {directory}`" if key == "task" else "`polydream train`"
+            raise ConfigError(f"--{key} cannot change in a run that has begun; start a new one with {anew}")
     cfg = overridden(cfg, asked)
     for key, (old, new) in difference(stored, cfg).items():
         if key != "dir":
@@ -148,7 +150,7 @@ def evaluate(argv: Sequence[str]) -> int:
         presets.refuse_code("task", run.task, ())
     run = replace(run, task=given.get("task", run.task))
     make, mode = partial(make_task, run), given.get("mode", (*run.eval.modes, "sample")[0])
-    made(run.task, make).close()
+    _same_spaces(made(run.task, make), agent.spec, run.task)
     prepare_processor(run.threads)  # sums depend on how many share them
     player, video = Player(agent, seed_for(seed, "evaluation", 0)), Path(given["video"]) if "video" in given else None
     result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=mode, video=video)
@@ -161,6 +163,23 @@ def evaluate(argv: Sequence[str]) -> int:
     for line in [*([f"video: {result.video}"] if result.video else []), *result.warnings]:
         print(line)
     return 0
+
+
+def _same_spaces(task: Task, spec: Spec, name: str) -> None:
+    """Close a task, and refuse one that looks or acts otherwise than what an agent knows."""
+    task.close()
+    for kind, theirs, ours in (("observation", task.spec.obs, spec.obs), ("action", task.spec.action, spec.action)):
+        for key in sorted(theirs.keys() | ours.keys()):
+            there, known = (_told(spaces.get(key)) for spaces in (theirs, ours))
+            if there != known:
+                raise ConfigError(f"the agent cannot play {name}: {kind} {key!r} is {there} there, and {known} for the agent")
+
+
+def _told(space: Space | None) -> str:
+    """What of a space decides whether an agent fits it."""
+    if space is None:
+        return "missing"
+    return f"{space.dtype} of shape {space.shape}" + (f", {space.classes} classes" if space.classes else "")
 
 
 def report(argv: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.config import ConfigError
 from ..core.specs import Space, Spec, Step
 
 OBS = ("vector", "pixels", "both")
@@ -26,12 +27,16 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"valid: {', '.join(names)}" if names else "there is none"
 
 
+class OptionError(ConfigError, TypeError):
+    """An option that a task does not take: bad input, and what Python calls a wrong argument."""
+
+
 def refuse_options(options: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """Raises TypeError for the first option that `owner` does not take, naming the nearest one that it does."""
+    """Raises OptionError for the first option that `owner` does not take, naming the nearest one that it does."""
     valid = {"seed", "repeat", "obs", "size", "camera", *known}
     for name in options:
         if name not in valid:
-            raise TypeError(f"{owner} takes no option {name!r}; {hint(name, valid)}")
+            raise OptionError(f"{owner} takes no option {name!r}; {hint(name, valid)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class FourRooms(Grid):
 class Rooms25(Grid):
     """25 rooms: 5 x 5 rooms of 5 x 5 cells, 665 walkable cells, for exploring without reward.
 
-    Every episode starts in the middle of the top left room. The only reward is 1 in the bottom right cell, 48 steps away at
+    Every episode starts in the middle of the top left room. The only reward is 1 in the bottom right cell, 52 steps away at
     least, where the episode ends; after `limit` steps it is truncated. The goal is drawn but not part of the vectors.
     A uniformly random policy finds it in 3 of 100 000 episodes (exact).
     """

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
 from ..core.specs import Spec, Step
-from . import crafter, metaworld, physics, snapshot, spaces
+from . import crafter, metaworld, minigrid, physics, snapshot, spaces
 from .base import Common, Episodic, decisions, hint, resize
 
 # Families that register themselves when their package is imported: start of the id -> (package, our extra).
@@ -67,6 +67,8 @@ def make(name: str, *, seed: int = 0, repeat: int = 0, obs: str = "vector", size
         options = {"disable_env_checker": True, **options}
         arm = name.startswith(metaworld.FAMILY) and name in gymnasium.registry
         env = metaworld.make(name, options) if arm else gymnasium.make(name, **options)
+        if common.vector and name.startswith(minigrid.FAMILIES):
+            env = minigrid.seen(env, name)
     except (gymnasium.error.Error, ImportError) as error:
         if not (advice := _advice(name, error)):
             raise

@@ -107,14 +107,15 @@ class Adapted:
         return self._picture(self._task.reset(seed))
 
     def step(self, action: Mapping[str, np.ndarray]) -> Step:
-        """Up to `repeat` steps of the inner task as one; extras are those of the last."""
-        total = np.float32(0.0)
+        """Up to `repeat` steps of the inner task as one; extras are those of the last, success that of any."""
+        total, success = np.float32(0.0), False
         for _ in range(self._repeat):
             step = self._task.step(action)
             total += np.float32(step["reward"])
+            success = success or bool(step.get("success", False))
             if step["is_last"]:
                 break
-        return self._picture({**step, "reward": total})
+        return self._picture({**step, "reward": total} | ({"success": success} if "success" in step else {}))
 
     def _picture(self, step: Step) -> Step:
         if not self._common.pixels:

@@ -134,12 +134,25 @@ def _entry(row: Any, path: Path) -> Entry:
     if ":" in row["task"]:
         raise ConfigError(f"{path}: {row['task']!r} is code, which a file may not choose; register it under polydream.tasks")
     settings = row.get("settings", {})
+    for key in _settings(settings):
+        if key != "env.options" and not key.startswith("env.options."):
+            raise ConfigError(f"{path}: {row['task']} sets {key}, which all tasks of one agent share: leave it out and say --{key}")
     options = settings.get("env.options", settings.get("env", {}).get("options", {})) if isinstance(settings, dict) else {}
     if not isinstance(options, dict):
         words = options if isinstance(options, list) else str(options).split(",")
         options = {k: _value(v) for k, _, v in (str(word).partition("=") for word in words)}
     numbers = {k: float(row[k]) for k in ("low", "high", "success") if k in row}
-    return Entry(task=row["task"], name=str(row.get("name", "")), options=options, **numbers)
+    entry = Entry(task=row["task"], name=str(row.get("name", "")), options=options, **numbers)
+    if entry.low == entry.high:
+        raise ConfigError(f"{path}: low and high of {entry.title}, the returns that count as 0 and 1, are both {entry.low:g}")
+    return entry
+
+
+def _settings(table: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the options of a table and of tables in it."""
+    if not isinstance(table, dict):
+        return []
+    return [name for k, v in table.items() for name in (_settings(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"])]
 
 
 def _value(text: str) -> Any:

@@ -176,6 +176,15 @@ def test_every_option_misspelt_or_misvalued_is_one_line(capsys: pytest.CaptureFi
         (["train", "--task", "world/fourroom"], "fourrooms"),
         (["train", "--task", "no_such_module:make"], "no module named 'no_such_module'"),
         (["train", "--task", "json:loadz"], "did you mean 'load'?"),
+        (["train", "--task", "world/fourrooms", "--env.options", "gaol=1"], "did you mean goal?"),
+        (["train", "--task", "dmc/cartpole_swingup", "--env.options", "foo=1"], "takes no option 'foo'"),
+        (["train", "--task", "gym/CartPole-v1", "--env.options", "foo=1"], "foo"),
+        (["train", "--task", "examples.own_env:make", "--env.options", "foo=1"], "takes no option 'foo'"),
+        (["train", "--variant", "no_such_module:X"], "variant 'no_such_module:X': no module named 'no_such_module' here"),
+        (["check-variant", "no_such_module:X"], "no module named 'no_such_module' here"),
+        (["train", "--task", "world/chain", "--device", "cdua"], "no device 'cdua' here, only auto, cpu"),
+        (["train", "--task", "world/chain", "--device", "cuda:99"], "no device 'cuda:99' here, only auto, cpu"),
+        (["benchmark", "--suite", "worlds", "--steps", "abc"], "steps wants an integer, got 'abc'"),
         (["train", "--size", "size2m"], "did you mean 'size1"),
         (["train", "--preset", "dmo"], "did you mean 'demo'?"),
         (["train", "--profile", "v33"], "did you mean 'v3'?"),
@@ -222,6 +231,9 @@ def test_damaged_config_files_are_one_line(text: str, capsys: pytest.CaptureFixt
 def test_a_run_keeps_what_shaped_it(capsys: pytest.CaptureFixture[str]) -> None:
     Path("config.yaml").write_text(yaml.safe_dump(to_dict(resolve({}))))
     assert "cannot change in a run that has begun" in refused(capsys, "resume", ".", "--variant", "goal")
+    told = refused(capsys, "resume", ".", "--task", "gym/Acrobot-v1")
+    assert f"--task cannot change in a run that has begun; start a new one with `polydream train --from {Path.cwd()}`" in told
+    assert "--seed cannot change" in refused(capsys, "resume", ".", "--seed", "3")
     assert "did you mean 'steps'?" in refused(capsys, "resume", ".", "--stepz", "3")
 
 
@@ -327,6 +339,10 @@ def test_train_evaluate_report_resume() -> None:
     judged = polydream("eval", "run", "--episodes", "2")
     assert re.match(r"world/chain: return -?\d+\.\d\d, deviation \d+\.\d\d, over 2 episodes of mode sample\n", judged.stdout), judged.stderr
     assert polydream("eval", "run", "--episodes", "2").stdout == judged.stdout  # same seeds, same episodes
+    other = polydream("eval", "run", "--task", "world/reach")
+    assert other.returncode == 2
+    told = "the agent cannot play world/reach: observation 'point' is float32 of shape () there, and missing for the agent"
+    assert other.stderr == f"polydream: {told}\n"
     Path("run/report.html").unlink()
     assert polydream("report", "run").stdout.strip() == str(Path("run/report.html").resolve())
     resumed = polydream("resume", "run", "--steps", "300")

@@ -228,6 +228,9 @@ def test_the_verdict_compares_with_chance_and_with_what_was_published(tmp_path: 
     assert ", worse than random play (2.0)" in run(-9.0, -10.0, -11.0)
     assert "which cannot be told from random play (2.0)" in run(2.0, 3.0, 4.0)
     assert "in one evaluation episode with sampled actions, random play 2.0 (too few episodes to compare)" in run(9.0)
+    several = [{"kind": "eval", "step": s, "mode": m, "return_mean": 2.0 + s} for s, m in ((0, "random"), (9, "sample"))]
+    told = verdict(Run(tmp_path, {"task": "suite/x", "variant": "base"}, several))
+    assert "returns 11.0" in told and "random play 2.0" in told and "too few" not in told
     published = run(9.0, 10.0, 11.0, task="dmc/cartpole_balance")
     assert re.search(
         r"Training returns of the last 20,000 steps, 500\.0, lie within the range of the 5 published seeds \(\d+\.\d to ", published

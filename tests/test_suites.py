@@ -198,6 +198,8 @@ def test_a_users_suite(tmp_path: Path, suffix: str) -> None:
         ("tasks = [{task = 'world/chain', lo = 1}]", "no key 'lo'"),
         ("tasks = [3]", "neither"),
         ("tasks = [", "not readable"),
+        ("tasks = [{task = 'world/chain', low = 1}]", "low and high of chain, .*, are both 1"),
+        ("tasks = [{task = 'world/chain', settings = {env = {repeat = 8}}}]", "sets env.repeat, which all tasks of one agent share"),
     ],
 )
 def test_files_that_are_no_suite(tmp_path: Path, text: str, says: str) -> None:

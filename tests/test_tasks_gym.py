@@ -328,6 +328,19 @@ def test_options_reach_the_environment():
     assert gym.make("Pendulum", max_episode_steps=9).spec.limit == 9  # without a version: the latest
 
 
+def test_minigrid_is_seen_without_its_sentence_where_that_never_changes():
+    pytest.importorskip("minigrid")
+    task = gym.make("MiniGrid-MemoryS7-v0")
+    assert task.spec.obs["view"].shape == (7, 7, 3) and task.spec.obs["view"].classes == 11
+    assert task.spec.obs["direction"].classes == 4 and set(task.spec.obs) == {"view", "direction"}
+    assert check_task(task, steps=200) == []
+    with pytest.raises(ValueError, match="other words in every episode"):
+        gym.make("MiniGrid-Fetch-5x5-N2-v0")
+    with pytest.raises(ValueError, match="other words in every episode"):
+        gym.make("BabyAI-GoToLocal-v0")
+    assert gym.make("MiniGrid-Fetch-5x5-N2-v0", obs="pixels").spec.obs.keys() == {"image"}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "error", "words"),
     [

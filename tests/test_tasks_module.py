@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from polydream.core.specs import Restorable, Task
-from polydream.tasks import module
+from polydream.tasks import module, world
+from polydream.tasks.base import Common
 from polydream.tasks.check import check_task
 
 SOURCE = '''
@@ -91,6 +92,32 @@ def test_repeat_around_a_task(mine):
         last = task.step(act(1))
         assert last["reward"] == 1 and last["is_terminal"]
         task.set_state(state)
+
+
+def test_success_within_a_repeated_action_is_told():
+    class Once:
+        """Succeeds at its first step of each episode."""
+
+        spec = world.make("reach").spec
+
+        def __init__(self):
+            self.inner = world.make("reach")
+
+        def reset(self, seed=None):
+            self.steps = 0
+            return self.inner.reset(seed) | {"success": False}
+
+        def step(self, action):
+            self.steps += 1
+            return self.inner.step(action) | {"success": self.steps == 1}
+
+        def close(self):
+            pass
+
+    task = module.Adapted(Once(), Common(repeat=3), "once")
+    assert task.reset(0)["success"] is False
+    still = {"action": np.zeros(1, np.float32)}
+    assert [task.step(still)["success"] for _ in range(2)] == [True, False]
 
 
 def test_pictures_around_a_task(mine):

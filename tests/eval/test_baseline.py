@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,6 +76,23 @@ class TestTrained:
         assert (run / "report.html").is_file()
         with pytest.raises(ConfigError, match="already holds a run"):
             baseline([*words, *QUIET])
+
+    def test_an_evaluation_is_repeated_and_leaves_training_alone(self) -> None:
+        from stable_baselines3 import PPO
+
+        from polydream.baseline import _Player, as_gymnasium
+        from polydream.core.saving import generators
+        from polydream.eval.judge import Judge
+        from polydream.tasks.world import make
+
+        env = as_gymnasium(make("reach"))
+        player = _Player(PPO("MultiInputPolicy", env, seed=0), env, 3)
+        judge, before = Judge(), generators()
+        wanted: dict[str, Any] = {"episodes": 3, "seed": 0, "mode": "sample", "video": None}
+        one, two = (judge.evaluate(player, lambda: make("reach"), **wanted).row()["returns"] for _ in range(2))
+        assert one == two and len(set(one)) == 3
+        after = generators()
+        assert (after["torch"] == before["torch"]).all() and (after["numpy"]["keys"] == before["numpy"]["keys"]).all()
 
     @pytest.mark.slow
     def test_ppo_learns_a_bandit(self, tmp_path: Path) -> None:

@@ -94,6 +94,22 @@ def test_verdicts_of_one_and_of_none(tmp_path: Path) -> None:
     assert same.startswith("other scored exactly as base in every cell")
 
 
+def test_a_tie_hides_nobody(tmp_path: Path) -> None:
+    def score(cell: Cell) -> float:
+        return (9.5 if cell.variant == "ensemble" else 2.0) + 0.1 * cell.seed
+
+    text = verdict(Comparison(finished(tmp_path, score, variants=("base", "multitask", "ensemble"))))
+    assert text.startswith("ensemble is better than base") and "multitask scored exactly as base in every cell." in text
+
+
+def test_variants_that_finished_nothing_in_common_are_not_compared(tmp_path: Path) -> None:
+    grid = finished(tmp_path)
+    for cell in grid.cells:
+        if (cell.variant == "base") == (cell.entry.name == "chain"):
+            cell.write(done=False)
+    assert verdict(Comparison(grid)).startswith("Nothing can be compared: base and other share no seed of a task")
+
+
 def test_pairs_go_by_seed(tmp_path: Path) -> None:
     ((scores, better, pairs),) = paired_rows(Comparison(finished(tmp_path)))
     assert (scores.label, better.value, pairs.wins, pairs.losses) == ("other", 1.0, 4, 0)

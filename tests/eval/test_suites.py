@@ -179,6 +179,13 @@ def test_a_suite_from_toml(tmp_path: Path) -> None:
     assert settings(suite, suite.tasks[1], {}) == {"preset": "laptop", "env.repeat": "2", "env.options": "goal=2,limit=30"}
 
 
+def test_tasks_of_one_id_are_told_apart_by_options_or_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    row = "{task: gym/FrozenLake-v1, settings: {env: {options: is_slippery=false}}}"
+    path.write_text(f"steps: 5\ntasks: [gym/FrozenLake-v1, {row}, {{task: gym/FrozenLake-v1, name: third, success: 1.0}}]\n")
+    assert [e.name for e in read(path).tasks] == ["FrozenLake-v1", "FrozenLake-v1[is_slippery=false]", "third"]
+
+
 def test_a_suite_from_yaml_may_just_name_tasks(tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
     path.write_text("steps: 1e4\nneeds: [yaml, install it]\ntasks: [world/chain, 'my_module:make_env']\n")
@@ -198,6 +205,8 @@ def test_a_suite_from_yaml_may_just_name_tasks(tmp_path: Path) -> None:
         ("steps: 5\ntasks: [3]", "neither a task's name"),
         ("steps: 5\nsettings: 3\ntasks: [a]", "wants a table of options"),
         ("tasks: [", "not readable"),
+        ("steps: 5\ntasks: [{task: a, low: 1}]", "a: low and high, .*, are both 1"),
+        ("steps: 5\ntasks: [gym/CartPole-v1, gym/CartPole-v1]", "two tasks are called 'CartPole-v1'; give each a `name`"),
     ],
 )
 def test_bad_suites_are_named(tmp_path: Path, text: str, message: str) -> None:
