@@ -145,7 +145,7 @@ def test_every_task_has_a_manager_of_its_own_and_all_share_the_worker() -> None:
 
 
 def test_a_manager_whose_task_is_absent_is_left_where_it_is() -> None:
-    agent = managed()
+    agent = managed({"patience": {"trust": 0.0}})
     optimizer = agent.optimizer()
     agent.update(steps(), optimizer, Draws(0))  # moments are there from now on
     before = [{k: v.clone() for k, v in p.state_dict().items()} for p in agent.behaviors["manager"].policy]
@@ -162,8 +162,10 @@ def test_a_manager_whose_task_is_absent_is_left_where_it_is() -> None:
 def test_a_manager_measures_each_task_on_the_scale_of_its_own_returns() -> None:
     agent = managed()
     terms = agent.behaviors["manager"].terms()
-    assert [type(o).__name__ for o in terms.values()] == ["TaskObjective", "Novelty"]
-    shared = managed({"multitask": {"returns": "shared"}}).behaviors["manager"].terms()["extrinsic"]
+    assert [type(o).__name__ for o in terms.values()] == ["TaskObjective", "TaskNovelty"]
+    usual = managed({"multitask": {"returns": "shared"}}).behaviors["manager"].terms()
+    shared = usual["extrinsic"]
+    assert type(usual["novelty"]).__name__ == "Novelty"
     assert not shared.scales and terms["extrinsic"].scales, "the second task's mask needs the number, so it is a TaskObjective still"
 
 
