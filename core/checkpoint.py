@@ -65,7 +65,7 @@ def save(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], sta
         durable.discard(final)
         raise CheckpointError(f"{final} could not be read back: {reason}")
     others = [path for path in complete(root) if path != final]
-    for old in others[: len(others) - (keep - 1)]:
+    for old in others[: max(len(others) - (keep - 1), 0)]:
         durable.discard(old)
     return final
 

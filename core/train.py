@@ -389,9 +389,9 @@ class Trainer:
         """Close what there is, the last first, each whatever becomes of the others."""
         there = vars(self)
         with ExitStack() as last:
-            for name, close in (("lock", Lock.close), ("log", partial(Log.close, status=status, grace=grace)), ("saver", Saver.close)):
+            for name, told in (("lock", {}), ("log", {"status": status, "grace": grace}), ("saver", {})):
                 if name in there:
-                    last.callback(close, there[name])
+                    last.callback(there[name].close, **told)
             last.callback(self.exits.close)
 
     def _write_report(self) -> None:

@@ -64,7 +64,7 @@ class MultiTask(Heritage, Patient):
     promises = Promises(
         home="suite/world-grid4",
         neutral={"multitask.reads": (), "multitask.heads": "shared", "multitask.returns": "shared", "patience.trust": 0.0},
-        exempt={"multitask.alone": "for one task", "multitask.vectors": "a file", "behaviors.main.policy": "waits for heads of rewards"},
+        exempt={"multitask.alone": "for one task", "multitask.vectors": "a file"},
         turn={"multitask.reads": ((), ("behavior",), ("encoder", "heads", "behavior", "dynamics"))},
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.agent import Config, Dreamer
 from ..core.behavior import Behavior
+from ..core.promises import Promises
 
 MEMORY = 0.96
 """Share of what was known about a task that is kept at each update in which it occurs."""
@@ -65,6 +66,7 @@ class Patient(Dreamer):
     """Lets the policy stand still until the reward head of every task can be trusted. With one task it is the base agent."""
 
     cfg: PatientConfig
+    promises = Promises(exempt=dict.fromkeys(("behaviors.main.policy", "behaviors.manager.policy"), "waits for heads of rewards"))
 
     def build(self) -> dict[str, nn.Module]:
         """Adds `trust`, which learns nothing."""
