@@ -80,7 +80,7 @@ class Saver:
 def _name(path: str | tuple[str, ...]) -> str:
     """A key of nested states as one text. Keys of actions may hold slashes themselves (`action/0` of a Tuple space)."""
     parts = [path] if isinstance(path, str) else list(path)
-    return json.dumps(parts) if any("/" in part for part in parts) else "/".join(parts)
+    return json.dumps(parts) if any("/" in part or part.startswith("[") for part in parts) else "/".join(parts)
 
 
 def _path(name: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polydream.asked import stored_config
-from polydream.core import checkpoint, durable, reporting
+from polydream.core import checkpoint, durable, reporting, saving
 from polydream.core.checkpoint import CheckpointError
 from polydream.core.launch import write_config
 from polydream.core.train import Trainer
@@ -39,6 +39,11 @@ def test_actions_of_any_structure_are_carried_over(tmp_path: Path) -> None:
         assert sorted(map(str, after.keys(True, True))) == sorted(map(str, before.keys(True, True)))
         assert all(torch.equal(after[k], v) for k, v in before.items(True, True))
         collected(again, 3)
+
+
+@pytest.mark.parametrize("path", ["goal", ("action", "action"), ("action", "arm/left"), ("a/b",), ("[x",), ("action", "[0]/1")])
+def test_keys_of_states_come_back(path: str | tuple[str, ...]) -> None:
+    assert saving._path(saving._name(path)) == ((path,) if isinstance(path, str) else path)
 
 
 def test_long_texts_are_kept_and_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
