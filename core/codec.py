@@ -54,8 +54,8 @@ def split(obs: Mapping[str, Space]) -> tuple[dict[str, Space], dict[str, Space]]
 def flat(spaces: Mapping[str, Space], values: Mapping[str, Tensor], squash: bool) -> Tensor:
     """Concatenate values (*, *shape) by sorted key into (*, width): one-hot where discrete, else symlog if `squash`.
 
-    A key marked missing in a step (any -inf in a float, any -1 in an integer) is all zeros there: parts of goals that say nothing are, steps
-    of environments cannot be (`Vector` refuses both).
+    A key marked missing in a step (any -inf in a float, any -1 in an integer) is all zeros there: parts of goals that say nothing
+    are, steps of environments cannot be (`Vector` refuses both).
     """
     parts = []
     for key in sorted(spaces):
