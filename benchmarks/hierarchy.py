@@ -1,4 +1,4 @@
-"""Does a manager help? `python -m benchmarks.hierarchy DIR [--agent hierarchical|frozen|base] [--seed 0] [--set key=value ...]`.
+"""Does a manager help? `python -m benchmarks.hierarchy DIR [--agent hierarchical|frozen|base] [--seed 0] [--goal 9] [--set key=value ...]`.
 
 One goal in four rooms, reward 1 in its cell and nothing else, episodes of 50 steps from anywhere. `frozen` is the same hierarchy with a
 manager that never learns and so draws codes uniformly. Trains, plays with actions drawn from the policy (`success`) and with the likeliest
@@ -31,8 +31,8 @@ SETTINGS = {
     "agent.optim.lr": 1e-3,
     "agent.starts": 4,
 }
-GOAL = 0
-"""The goal's cell: the top left corner."""
+GOAL = 9
+"""Number of the goal's cell, row by row: inside the top left room, where ways to other places lead across it. A corner is on the way to nowhere."""
 
 
 class Frozen(Hierarchical):
@@ -52,21 +52,22 @@ def main() -> None:
     parser.add_argument("dir", type=Path)
     parser.add_argument("--agent", choices=list(VARIANTS), default="hierarchical")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--goal", type=int, default=GOAL, help="number of the goal's cell, row by row")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings of the run")
     args = parser.parse_args()
     settings = {**SETTINGS, **dict(s.split("=", 1) for s in args.set)}
     variant = VARIANTS[args.agent]
-    fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"goal={GOAL}", "log.mlflow": False, "threads": 1, "eval.every": 0}
+    fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"goal={args.goal}", "log.mlflow": False, "threads": 1, "eval.every": 0}
     if not (args.dir / "config.yaml").exists():
         train(resolve({"variant": variant, "task": "world/fourrooms", "preset": "laptop"}, {**fixed, **settings}))
     player = load(args.dir, code=[variant])
-    place = partial(make, "fourrooms", goal=GOAL)
+    place = partial(make, "fourrooms", goal=args.goal)
     judge = partial(evaluate, make_task=place, episodes=args.episodes, seed=args.seed, max_steps=50)
     found = {"success": judge(player, mode="sample"), "likeliest": judge(player, mode="mode")}
     chance = evaluate(RandomPlayer(make("fourrooms").spec, args.seed), place, episodes=args.episodes, seed=args.seed, max_steps=50)
     rates = {k: float(np.mean([r > 0 for r in e.returns])) for k, e in {**found, "chance": chance}.items()}
-    result = {"agent": args.agent, "seed": args.seed, **rates, "episodes": args.episodes, **settings}
+    result = {"agent": args.agent, "seed": args.seed, "goal": args.goal, **rates, "episodes": args.episodes, **settings}
     (args.dir / "hierarchy.json").write_text(json.dumps(result) + "\n")
     print(json.dumps(result))
 

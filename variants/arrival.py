@@ -34,21 +34,24 @@ class GoalObjective(Objective):
     """A reward in [0, 1] that is 1 at the goal, with its own discount.
 
     absorbing: nothing follows the goal, and what a dream does after arriving teaches nothing. Else being there pays at every step.
+    endless: returns go on where the task ends. Whoever is paid at every step would otherwise shun an end, the task's own goal before all.
     """
 
-    def __init__(self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool) -> None:
+    def __init__(
+        self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool, endless: bool = False
+    ) -> None:
         super().__init__(features, replace(cfg, horizon=horizon), weight=weight)
         # What the continue head has learned holds the discount of the environment's reward.
         self.rate = self.cfg.discount / cfg.discount if cfg.contdisc else 1.0
-        self.absorbing = absorbing
+        self.absorbing, self.endless = absorbing, endless
 
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
         """As the base, where going on also means not to have arrived."""
         return super().returns(reward, cont * (1 - reward) if self.absorbing else cont, value, slow)
 
     def going(self, cont: Tensor) -> Tensor:
-        """As the base, at this objective's own discount."""
-        return super().going(cont * self.rate)
+        """As the base, at this objective's own discount, and at nothing else where it is endless."""
+        return torch.full_like(cont, self.cfg.discount) if self.endless else super().going(cont * self.rate)
 
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None

@@ -105,7 +105,8 @@ class Hierarchical(Landmarked):
             policy, {k: o for k, o in paid.items() if o.weight}, actor, target=h.manager_entropy, speed=h.speed, hold=self.hold
         )
         own_horizon(self)
-        near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False)
+        # What an end of the task is worth is the manager's to judge. A worker that fears for its closeness never steps on the goal.
+        near = GoalObjective(self.view_width, cfg.critic, h.horizon, h.closeness, absorbing=False, endless=True)
         objectives = {"closeness": near, "extrinsic": council.objective(self, self.view_width, cfg.critic, h.task)}
         objectives = {k: o for k, o in objectives.items() if o.weight}
         worker = Worker(behaviors["main"].policy, objectives, cfg.actor, target=h.worker_entropy, speed=h.speed, hold=self.hold)

@@ -295,6 +295,20 @@ def test_closeness_has_a_horizon_of_its_own(contdisc: bool) -> None:
     assert returns.tolist() == [[pytest.approx(0.8)]]
 
 
+@pytest.mark.parametrize("contdisc", [True, False])
+def test_the_worker_does_not_fear_the_end_of_the_task(contdisc: bool) -> None:
+    """Closeness of 1 at each of two steps, the task over after the first: the worker's return is as if it went on, the task's is not."""
+    agent = make(hierarchy__horizon=5, hierarchy__task=1.0, critic__horizon=10, critic__contdisc=contdisc, critic__lam=1.0)
+    terms, going = agent.main.terms(), 0.9 if contdisc else 1.0
+    reward, value = torch.ones(1, 3), torch.full((1, 3), 2.0)
+    for cont in (torch.tensor([[going, 0.0, going]]), torch.full((1, 3), going)):
+        returns, _ = terms["closeness"].returns(reward, cont, value, value)
+        torch.testing.assert_close(returns, torch.tensor([[1 + 0.8 * (1 + 0.8 * 2), 1 + 0.8 * 2]]))
+    ended, _ = terms["extrinsic"].returns(reward, torch.tensor([[going, 0.0, going]]), value, value)
+    assert ended[0, 0] == 1, "what the task pays ends with it"
+    assert terms["closeness"].weights(torch.tensor([[going, 0.0, going]]))[0, 2] == 0, "what would come after it is not learned from"
+
+
 def test_the_managers_scale_has_a_floor_of_its_own() -> None:
     terms: Any = make(hierarchy__floor=0.25).behaviors["manager"].terms()
     assert float(terms["extrinsic"].retnorm.stats()[1]) == 0.25
