@@ -50,10 +50,10 @@ def learning_figure(panels: Sequence[Panel]) -> Figure:
     lines = -(-len(panels) // columns)
     size = (8.6, 4.3) if columns == 1 else (10.4, 3.5 * lines + 0.5)
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flat
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, *panel, alone=len(panels) == 1)
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_axis_off()
     named = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if named:

@@ -132,6 +132,9 @@ def evaluate(argv: Sequence[str]) -> int:
     given = given_options(words.flags, kinds)
     if "task" in given:
         known_family(given["task"])
+    video = Path(given["video"]) if "video" in given else None
+    if video is not None and (not video.name or video.is_dir()):
+        raise ConfigError(f"--video {given['video']!r} is not the name of a file, such as play.mp4")
     from .core import checkpoint, presets
     from .core.launch import make_task, prepare_processor
     from .core.player import Player
@@ -152,7 +155,7 @@ def evaluate(argv: Sequence[str]) -> int:
     make, mode = partial(make_task, run), given.get("mode", (*run.eval.modes, "sample")[0])
     _same_spaces(made(run.task, make), agent.spec, run.task)
     prepare_processor(run.threads)  # sums depend on how many share them
-    player, video = Player(agent, seed_for(seed, "evaluation", 0)), Path(given["video"]) if "video" in given else None
+    player = Player(agent, seed_for(seed, "evaluation", 0))
     result = Judge().evaluate(player, make, episodes=episodes, seed=seed, mode=mode, video=video)
     print(f"{run.task}: return {result.return_mean:.2f}, deviation {result.return_std:.2f}, over {episodes} episodes of mode {result.mode}")
     for score, length, ended in zip(result.returns, result.lengths, result.terminated, strict=True):

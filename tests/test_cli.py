@@ -201,6 +201,8 @@ def test_every_option_misspelt_or_misvalued_is_one_line(capsys: pytest.CaptureFi
         (["eval", "."], "no checkpoint"),
         (["eval", ".", "--mode", "modus"], "did you mean 'mode'?"),
         (["eval", ".", "--episode", "3"], "did you mean 'episodes'?"),
+        (["eval", ".", "--video", ""], "not the name of a file"),
+        (["eval", ".", "--video", "."], "not the name of a file"),
         (["check-env"], "wants one environment, got none"),
         (["check-env", "world/chain", "--steps", "0"], "steps wants a positive number, got 0"),
         (["check-env", "world/chain", "--obs", "pixel"], "did you mean 'pixels'?"),

@@ -17,7 +17,7 @@ import yaml
 from polydream.core.log import Log
 from polydream.core.pictures import Picture, save
 from polydream.eval.account import Run, verdict
-from polydream.eval.charts import LIGHT, evaluations, round_up, series, short, small_chart
+from polydream.eval.charts import LIGHT, evaluations, learning_figure, round_up, series, short, small_chart
 from polydream.eval.report import curve_png, write_report
 from polydream.eval.video import openloop_video, save_video
 
@@ -99,6 +99,14 @@ def make_run(directory: Path, *, config: dict[str, Any] | None = None) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     return make_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_a_figure_of_several_tasks_draws_one_panel_for_each_and_no_empty_one(tasks: int) -> None:
+    rows = [{"kind": "episode", "step": 10 * n, "return": float(n)} for n in range(1, 4)]
+    figure = learning_figure([(f"task {n}", rows, None) for n in range(tasks)])
+    assert [axes.axison for axes in figure.axes] == [True] * tasks + [False] * (len(figure.axes) - tasks)
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes if axes.axison] == [f"task {n}" for n in range(tasks)]
 
 
 def test_headline_by_hand(run: Path) -> None:
