@@ -22,17 +22,19 @@ from polydream.tasks.world import make
 from polydream.variants.hierarchical import Hierarchical
 
 SETTINGS = {
-    "steps": 2500,
+    "steps": 5000,
     "random": 800,
     "batch": 16,
     "length": 16,
     "ratio": 128,
     "replay.online": False,
     "agent.optim.lr": 1e-3,
-    "agent.starts": 4,
+    "agent.optim.schedule": "linear",
+    "agent.optim.anneal": 2500,
+    "agent.starts": 8,
 }
 GOAL = 9
-"""Number of the goal's cell, row by row: inside the top left room, where ways to other places lead across it. A corner is on the way to nowhere."""
+"""Number of the goal's cell, row by row: inside the top left room."""
 
 
 class Frozen(Hierarchical):
