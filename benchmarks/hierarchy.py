@@ -60,7 +60,8 @@ def main() -> None:
     args = parser.parse_args()
     settings = {**SETTINGS, **dict(s.split("=", 1) for s in args.set)}
     variant = VARIANTS[args.agent]
-    fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"goal={args.goal}", "log.mlflow": False, "threads": 1, "eval.every": 0}
+    fixed = {"seed": args.seed, "dir": str(args.dir), "env.options": f"goal={args.goal}", "log.mlflow": False, "threads": 1}
+    fixed["eval.every"] = 0
     if not (args.dir / "config.yaml").exists():
         train(resolve({"variant": variant, "task": "world/fourrooms", "preset": "laptop"}, {**fixed, **settings}))
     player = load(args.dir, code=[variant])

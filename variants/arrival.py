@@ -37,9 +37,7 @@ class GoalObjective(Objective):
     endless: returns go on where the task ends. Whoever is paid at every step would otherwise shun an end, the task's own goal before all.
     """
 
-    def __init__(
-        self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool, endless: bool = False
-    ) -> None:
+    def __init__(self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool, endless: bool = False) -> None:
         super().__init__(features, replace(cfg, horizon=horizon), weight=weight)
         # What the continue head has learned holds the discount of the environment's reward.
         self.rate = self.cfg.discount / cfg.discount if cfg.contdisc else 1.0
