@@ -536,8 +536,10 @@ def test_a_code_learns_to_tell_states_at_its_target_of_nats() -> None:
 # ---------------------------------------------------------------------------------------------------- looking into it
 
 
-def test_the_report_shows_subgoals_beside_what_was_reached() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_report_shows_subgoals_beside_what_was_reached(precision: Any) -> None:
     agent = make(IMAGE)
+    agent.accelerate(precision)
     data = batch(IMAGE, 2, 6)
     metrics, pictures = agent.report(data, Draws(0))
     assert {f"subgoals/{k}" for k in ("r2", "kl", "perplexity", "closeness", "reached")} <= metrics.keys()
