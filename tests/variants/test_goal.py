@@ -170,8 +170,10 @@ def test_a_match_has_no_slope_for_an_actor() -> None:
     losses(agent, batch(TOLD))[0]["policy"].mean().backward()
 
 
-def test_images_are_goals_and_the_report_shows_attempts() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_images_are_goals_and_the_report_shows_attempts(precision: Any) -> None:
     agent = make(PICTURED)
+    agent.accelerate(precision)
     assert agent.kind == "distance" and make().kind == "match"
     _, pictures = agent.report(batch(PICTURED), Draws(0))
     shown = pictures["goal/image"]
