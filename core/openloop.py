@@ -64,3 +64,10 @@ def open_loop(agent: Dreamer, batch: TensorDict, draws: Draws) -> tuple[dict[str
 def context_steps(batch: TensorDict) -> int:
     """How many steps of a batch are seen before the dream begins."""
     return max(min(batch.batch_size[1], STEPS) // 2, 1)
+
+
+def dreamed(agent: Dreamer, start: TensorDict, draws: Draws) -> TensorDict:
+    """A dream (N, H + 1) to be looked at: made in the precision of updates, which its networks expect, and float32 then."""
+    with agent._autocast():
+        dream: TensorDict = agent.imagine(start, draws)
+    return dream.apply(lambda x: x.float() if x.is_floating_point() else x)

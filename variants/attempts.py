@@ -37,9 +37,7 @@ def attempts(agent: Any, batch: TensorDict, draws: Draws) -> dict[str, dict[str,
     start = post[:, -1].exclude("logits")
     # Whatever else a state carries is chosen by the seams, and only the goal is put in its place.
     carried = agent.context(data[:, seen - 1], start, draws)
-    with agent._autocast():  # as updates dream
-        dream = agent.imagine(start.update(carried).update(agent.aim(there, agent.aims.achieved(there))), draws)
-    dream = dream.apply(lambda x: x.float() if x.is_floating_point() else x)  # as it is looked at
+    dream = openloop.dreamed(agent, start.update(carried).update(agent.aim(there, agent.aims.achieved(there))), draws)
     drawn = agent.decoder(*(torch.cat([post[k], dream[k][:, 1:]], 1) for k in ("deter", "stoch")))
     pictures = {}
     for key in images:

@@ -29,9 +29,7 @@ def inspect(agent: Any, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tens
     state, data, previous = agent.replay_context(batch, 0)
     post = agent.rssm.observe(agent.encode(data), previous, data["is_first"], state, draws)
     start = post.exclude("logits").update(agent.context(data, post, draws)).reshape(-1)
-    with agent._autocast():  # as updates dream
-        dream = agent.imagine(start, draws)
-    dream = dream.apply(lambda x: x.float() if x.is_floating_point() else x)  # as it is looked at
+    dream = openloop.dreamed(agent, start, draws)
     ends = list(range(agent.hold, dream.shape[1], agent.hold))
     near = agent.nearness(dream["subgoal"][:, [t - 1 for t in ends]].float(), agent.aspect(dream)[:, ends].float())
     told = {"closeness": near.mean(), "reached": (near > REACHED).float().mean()} | code_metrics(agent.subgoals, agent.aspect(post).float())
