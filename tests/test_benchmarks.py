@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import act, floor, further, growth, rounds, tasks, train, update, worlds
+from benchmarks import act, cost, floor, further, growth, rounds, tasks, train, update, worlds
 from benchmarks.case import Case, arrays
 from benchmarks.contender import PEERS, Process
+from polydream.core.config import ConfigError
 
 TINY = Case(size="laptop", deter=256, hidden=64, stoch=16, classes=8, units=64, depth=4, batch=2, length=4, horizon=2, threads=1)
 OPTIONS = ["--size", "laptop", "--threads", "1"]
@@ -206,6 +207,17 @@ def test_worlds_are_timed_beside_a_single_agent() -> None:
     several, _, wide = worlds.make(TINY, 2)
     assert several.latent_spaces["deter"].shape == (2 * single.latent_spaces["deter"].shape[0],) == wide["latent", "deter"].shape[2:]
     assert torch.equal(batch["obs", "vector"], wide["obs", "vector"]), "both learn from the same steps"
+
+
+def test_what_a_variant_costs_is_its_updates_over_those_of_the_base_agent() -> None:
+    small = {"batch": "2", "length": "4", "random": "10", "replay.online": "false", "agent.dream": "4"}
+    given = {"base": {"variant": "base"} | small, "theirs": {"variant": "hierarchical"} | small}
+    seconds = cost.measure(given, {"task": "world/chain", "preset": "smoke"}, 2)
+    assert list(seconds) == ["base", "theirs"] and all(len(s) == 2 and min(s) > 0 for s in seconds.values())
+    rows = cost.table({"base": [1.0, 2.0, 4.0], "theirs": [2.0, 3.0, 5.0]})
+    assert [r["over base"] for r in rows] == [1.0, 1.5] and rows[1]["median s"] == 3.0 and rows[1]["best s"] == 2.0
+    with pytest.raises(ConfigError, match="KEY=VALUE"):
+        cost.settings(["agent.dream"])
 
 
 class Seeks:
