@@ -1,4 +1,4 @@
-"""What variants cost: `python -m benchmarks.cost [VARIANT ...] [--task world/pinpad3] [--dream 16] [--rounds 9] [--set key=value ...]`.
+"""What variants cost: `python -m benchmarks.cost [VARIANT ...] [--task world/pinpad3] [--size laptop] [--rounds 9] [--set key=value ...]`.
 
 Each variant and the base agent collects a little of the task at random and then they update in turn, on batches of their own replay, all
 with dreams of the same length. Prints processor seconds of an update and how many of the base agent's that is: the median of the
@@ -40,7 +40,7 @@ def settings(words: Sequence[str]) -> dict[str, str]:
 def measure(contenders: Mapping[str, Mapping[str, Any]], named: Mapping[str, str], count: int) -> dict[str, list[float]]:
     """Processor seconds of `count` updates by contender, in turn.
 
-    contenders: settings of each, whose `variant` says what it is. named: task and preset.
+    contenders: settings of each, whose `variant` says what it is. named: task, preset and size.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     with ExitStack() as exits:
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("variants", nargs="*", default=["hierarchical"], help="NAME, or NAME:KEY=VALUE,KEY=VALUE")
     parser.add_argument("--task", default="world/pinpad3")
-    parser.add_argument("--preset", default="laptop")
+    parser.add_argument("--size", default="laptop", help="size of the model, as `polydream train --size`")
     parser.add_argument("--dream", type=int, default=16, help="imagined steps of each")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9, help="updates of each")
@@ -99,12 +99,14 @@ def main() -> None:
         for word in given.variants:
             name, _, own = word.partition(":")
             contenders[word] = {"variant": name, **shared, **settings([w for w in own.split(",") if w])}
-        seconds = measure(contenders, {"task": given.task, "preset": given.preset}, given.rounds)
+        seconds = measure(contenders, {"task": given.task, "preset": "laptop", "size": given.size}, given.rounds)
     except ConfigError as why:
         raise SystemExit(f"benchmarks.cost: {why}") from None
     rows = table(seconds)
     print(rounds.table(rows, ("variant", "median s", "best s", "over base")))
-    rounds.write({"benchmark": "cost", "task": given.task, "settings": shared, "rows": rows, "seconds": seconds}, given.json)
+    rounds.write(
+        {"benchmark": "cost", "task": given.task, "size": given.size, "settings": shared, "rows": rows, "seconds": seconds}, given.json
+    )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ C = TypeVar("C", bound=Config)
 
 
 def sized(cfg: C, hidden: int) -> C:
-    """All widths from one number, as the released sizes do: deter 8 x hidden, units hidden, classes and depth hidden / 16."""
-    rssm = replace(cfg.rssm, deter=8 * hidden, hidden=hidden, classes=hidden // 16)
+    """All widths from one number, as the released sizes do: deter 8 x hidden, units hidden, stoch 32, classes and depth hidden / 16."""
+    rssm = replace(cfg.rssm, deter=8 * hidden, hidden=hidden, stoch=32, classes=hidden // 16)
     return replace(_units(cfg, hidden, hidden // 16), rssm=rssm)
 
 
@@ -131,10 +131,11 @@ SELECTIONS = ("variant", "task", "suite", "profile", "size", "preset")
 
 
 def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a run: the variant's own knobs, then profile, size, preset and single options, in this order.
+    """The configuration of a run: the variant's own knobs, then profile, preset, size and single options, in this order.
 
-    Without a size and a preset, preset laptop applies; suite=NAME is short for task=suite/NAME, and a variant may have a task of
-    its own where none is named. Raises ConfigError naming the key and its nearest valid value.
+    A size that is named is the size, also beside a preset that has one of its own. Without a size and a preset, preset laptop
+    applies; suite=NAME is short for task=suite/NAME, and a variant may have a task of its own where none is named. Raises
+    ConfigError naming the key and its nearest valid value.
     """
     chosen = {k: v for k, v in selection.items() if v}
     overrides = dict(overrides or {})
@@ -150,13 +151,13 @@ def resolve(selection: Mapping[str, str], overrides: Mapping[str, Any] | None = 
     cfg = replace(cfg, variant=chosen.get("variant", cfg.variant), task=chosen.get("task", cfg.task))
     profile = _pick(PROFILES, chosen.get("profile", "v3"), "profile")
     cfg = replace(cfg, agent=profile(cfg.agent), profile=chosen.get("profile", "v3"), preset=preset)
-    if "size" in chosen:
-        cfg = replace(cfg, agent=_pick(SIZES, chosen["size"], "size")(cfg.agent), size=chosen["size"])
     if preset == "reproduce":
         _guard(chosen, overrides)
         # The observation kind decides which published suite is meant, so it is known before the preset.
         cfg = override(cfg, "env.obs", overrides.get("env.obs", cfg.env.obs))
     cfg = _pick(PRESETS, preset, "preset")(cfg)
+    if "size" in chosen:
+        cfg = replace(cfg, agent=_pick(SIZES, chosen["size"], "size")(cfg.agent), size=chosen["size"])
     if "task" in chosen:
         cfg = replace(cfg, task=chosen["task"])
     return overridden(cfg, overrides)

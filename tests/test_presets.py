@@ -54,6 +54,9 @@ def test_later_choices_win() -> None:
     assert cfg.agent.dynamics == "gru" and cfg.agent.rssm.hidden == 256 and cfg.agent.rssm.deter == 640 and cfg.steps == 10_000
     assert resolve({}).preset == "laptop" and resolve({"size": "size1m"}).preset == "none"
     assert resolve({"profile": "seed", "preset": "none"}).agent.rssm.deter == 512
+    both, alone = resolve({"preset": "laptop", "size": "size12m"}), resolve({"size": "size12m"})
+    assert both.size == "size12m" and both.agent.rssm == alone.agent.rssm, "a size that is named is the size"
+    assert (both.length, both.agent.optim.lr) == (32, 4e-4), "and the rest is the preset's"
     assert (
         resolve({"preset": "demo"}).task.startswith("dmc/")
         and resolve({"preset": "demo", "task": "gym/CartPole-v1"}).task == "gym/CartPole-v1"
