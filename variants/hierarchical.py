@@ -34,8 +34,8 @@ class HierarchyConfig:
     groups: int = 8  # of the code
     codes: int = 8  # classes of each group
     layers: int = 1  # dense units of encoder and decoder of subgoals
-    units: int = 128  # width of each
-    share: float = 0.6  # of the nats that a code can tell, how much it is to tell of a state
+    units: int = 256  # width of each
+    share: float = 0.75  # of the nats that a code can tell, how much it is to tell of a state
     extrinsic: float = 1.0  # manager: weight of the task's reward
     floor: float = 0.01  # manager: least scale of the task's returns, which are means over K steps
     novelty: float = 0.1  # manager: weight of what the code cannot tell yet
@@ -181,7 +181,8 @@ class Hierarchical(Landmarked):
         """Adds `closeness` (N, H + 1) of each state to the subgoal in force when it was made for, and `novelty` of all but the first."""
         rewards, h, there = super().rewards(dream), self.cfg.hierarchy, self.aspect(dream)[:, 1:]
         if h.closeness:
-            rewards["closeness"] = F.pad(self.nearness(dream["subgoal"][:, :-1].float(), there.float()), (1, 0))
+            faced = segments.facing(dream["subgoal"], there, 1 if "clock" in dream else self.hold)
+            rewards["closeness"] = F.pad(self.nearness(*faced).flatten(1), (1, 0))
         if h.novelty:
             members = getattr(self, "curious", False)
             rewards["novelty"] = self.uncertainty(dream) if members else F.pad(self.subgoals.novelty(there), (1, 0))  # type: ignore[operator]

@@ -44,10 +44,19 @@ def worker_view(dream: TensorDict, hold: int, rate: float = 1.0) -> TensorDict:
     """
     # Index 0 of a dream is its start, which no return reads: there cont only weighs what follows.
     alive = torch.cumprod(dream["cont"] * rate, 1) / rate
-    segments: TensorDict = cut(dream, hold)
-    segments["subgoal"] = segments["subgoal"][:, :1].expand_as(segments["subgoal"])
+    segments: TensorDict = cut(dream.exclude("subgoal"), hold)
+    first = torch.cat([dream["subgoal"][:, t] for t in range(0, dream.shape[1] - 1, hold)])
+    segments["subgoal"] = first.unsqueeze(1).expand(-1, hold + 1, -1)
     begins = torch.cat([alive[:, t : t + 1] for t in range(0, dream.shape[1] - 1, hold)])
     return segments.set("cont", torch.cat([begins, segments["cont"][:, 1:]], 1))
+
+
+def facing(subgoal: Tensor, there: Tensor, hold: int) -> tuple[Tensor, Tensor]:
+    """Subgoals (N, H + 1, D) and the states (N, H, D) that were made for them, float32: (N, H / K, 1, D) and (N, H / K, K, D).
+
+    Of what is held for K steps nothing has to be worked out K times.
+    """
+    return subgoal[:, :-1:hold].float().unsqueeze(2), there.float().unflatten(1, (-1, hold))
 
 
 def manager_view(dream: TensorDict, hold: int, rate: float = 1.0) -> TensorDict:

@@ -82,7 +82,7 @@ class Subgoals(nn.Module):
         """Mean squared error (*) of `again`: large where no code was learned for a state (*, D)."""
         unit = self.unit(deter)
         error: Tensor = (self.decoder(self.likeliest(unit)) - unit).float()
-        return error.square().mean(-1) * (self.spread / len(self.center))
+        return torch.linalg.vector_norm(error, dim=-1).square() * (self.spread / len(self.center) ** 2)
 
     def loss(self, deter: Tensor, noise: Tensor | None, update: bool = True) -> Tensor:
         """|dec(z) - h|^2 / V + beta KL(q || uniform), (*), z drawn with noise (*, S), V the variance of states: the first term is
