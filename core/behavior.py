@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -73,19 +73,12 @@ class Objective(nn.Module):
         self, features: int, cfg: CriticConfig, *, weight: float = 1.0, replay: Callable[[TensorDict], Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.cfg, self.weight, self.replay, self.rate = cfg, weight, replay, 1.0
+        self.cfg, self.weight, self.replay = cfg, weight, replay
         self.critic = Head(features, cfg.head)
         self.slow = Head(features, cfg.head)
         self.slow.requires_grad_(False)
         self.retnorm = Normalizer(cfg.retnorm)
         self.valnorm = Normalizer(cfg.valnorm)
-
-    def looks(self, horizon: int) -> None:
-        """Discount by 1 - 1 / horizon instead: what the continue head has learned holds the discount of the environment's reward,
-        so dreams are discounted by what is left, `rate`.
-        """
-        own = replace(self.cfg, horizon=horizon)
-        self.rate, self.cfg = own.discount / self.cfg.discount, own
 
     def start(self) -> None:
         """Make the slow critic a copy of the critic."""
@@ -118,9 +111,7 @@ class Objective(nn.Module):
 
     def going(self, cont: Tensor) -> Tensor:
         """What follows a state counts by so much, given the continuation of dreams (*): discounted once, here or there."""
-        if not self.cfg.contdisc:
-            return cont * self.cfg.discount
-        return cont if self.rate == 1 else cont * self.rate
+        return cont if self.cfg.contdisc else cont * self.cfg.discount
 
     def weights(self, cont: Tensor) -> Tensor:
         """Probability (N, H + 1), discounted, that the dream is still alive at each state, without gradient."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,8 +38,9 @@ class GoalObjective(Objective):
     """
 
     def __init__(self, features: int, cfg: CriticConfig, horizon: int, weight: float, *, absorbing: bool, endless: bool = False) -> None:
-        super().__init__(features, cfg, weight=weight)
-        self.looks(horizon)
+        super().__init__(features, replace(cfg, horizon=horizon), weight=weight)
+        # What the continue head has learned holds the discount of the environment's reward.
+        self.rate = self.cfg.discount / cfg.discount if cfg.contdisc else 1.0
         self.absorbing, self.endless = absorbing, endless
 
     def returns(self, reward: Tensor, cont: Tensor, value: Tensor, slow: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +49,7 @@ class GoalObjective(Objective):
 
     def going(self, cont: Tensor) -> Tensor:
         """As the base, at this objective's own discount, and at nothing else where it is endless."""
-        return torch.full_like(cont, self.cfg.discount) if self.endless else super().going(cont)
+        return torch.full_like(cont, self.cfg.discount) if self.endless else super().going(cont * self.rate)
 
     def judge(
         self, value: Output, slow: Output, reward: Tensor, cont: Tensor, update: bool = True, through: Tensor | None = None

@@ -38,8 +38,7 @@ class Ensemble(Thompson):
     promises = Promises(
         neutral={"ensemble.kind": "heads", "ensemble.use": "measure", "ensemble.stop": 0.0},
         turn={"ensemble.stop": (0.9,), "ensemble.until": (1,)}
-        | {"ensemble.intrinsic": (2.0,), "ensemble.extrinsic": (1.0,), "ensemble.episodes": (1.0,), "ensemble.prior": (1.0,)}
-        | {"ensemble.horizon": (5,)},
+        | {"ensemble.intrinsic": (2.0,), "ensemble.extrinsic": (1.0,), "ensemble.episodes": (1.0,), "ensemble.prior": (1.0,)},
         beside={
             "ensemble.pessimism": {"ensemble.use": "pessimism"},
             "ensemble.stop": {"ensemble.use": "measure"},
@@ -92,7 +91,7 @@ class Ensemble(Thompson):
         if not self.explores:
             e.refuse_explorer(self.curious)
             return behaviors
-        novel = novelty(self, self.view_width, e.horizon)
+        novel = novelty(self, self.view_width)
         return behaviors | {"main": Explorer(main, NAME, novel, e.intrinsic, e.extrinsic, super().view_width)}
 
     def scales(self) -> dict[str, float]:

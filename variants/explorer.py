@@ -106,17 +106,11 @@ class TaskNovelty(TaskObjective):
         return super().judge(value, slow, reward / scale, cont, update, through)
 
 
-def novelty(agent: Any, width: int, horizon: int = 0) -> Objective:
-    """The objective of novelty on features (*, width) of `agent`, with scales of each task where they name the task.
-
-    horizon: steps that it looks ahead; 0 leaves it at the critic's.
-    """
+def novelty(agent: Any, width: int) -> Objective:
+    """The objective of novelty on features (*, width) of `agent`, with scales of each task where they name the task."""
     cfg: CriticConfig = agent.cfg.critic
     marked = getattr(agent, "marked", False) and agent.cfg.multitask.returns == "per_task"
-    made = TaskNovelty(width, cfg, mark=agent.mark, discounts=agent.discounts) if marked else Novelty(width, cfg)
-    if horizon:
-        made.looks(horizon)
-    return made
+    return TaskNovelty(width, cfg, mark=agent.mark, discounts=agent.discounts) if marked else Novelty(width, cfg)
 
 
 def shared_out(draws: Draws, lead: Sequence[int], dreams: float, episodes: float) -> Tensor:

@@ -18,7 +18,6 @@ class EnsembleConfig:
     use: Literal["explore", "pessimism", "measure"] = "explore"  # pay a second policy for it, charge the task policy, or only report it
     intrinsic: float = 1.0  # explorer: weight of the disagreement advantage
     extrinsic: float = 0.0  # explorer: weight of what the task policy climbs
-    horizon: int = 50  # explorer: steps that its critic of disagreement looks ahead, discount 1 - 1 / horizon; 0 takes critic.horizon
     dreams: float = 0.5  # share of dreams that are the explorer's; 0 leaves no explorer
     episodes: float = 0.5  # share of training episodes that it acts in; evaluation is always the task policy's
     until: int = 0  # updates after which the explorer acts and dreams no more; 0 means never
@@ -50,7 +49,7 @@ class EnsembleConfig:
     def refuse_explorer(self, replaced: bool) -> None:
         """Raise ConfigError for a knob of the explorer that was turned, where another policy has `replaced` it."""
         usual = type(self)()
-        for knob in ("intrinsic", "extrinsic", "horizon", "episodes", "until") if replaced else ():
+        for knob in ("intrinsic", "extrinsic", "episodes", "until") if replaced else ():
             if getattr(self, knob) != getattr(usual, knob):
                 raise ConfigError(
                     f"ensemble.{knob} is the explorer's, and here the manager explores: hierarchy.novelty says what it is paid"

@@ -333,20 +333,6 @@ def test_disagreement_has_a_scale_of_its_own() -> None:
     assert float(found[0].std()) > 0.1
 
 
-@pytest.mark.parametrize("contdisc", [True, False])
-def test_the_explorer_looks_ahead_as_far_as_it_is_told_and_the_task_policy_as_ever(contdisc: bool) -> None:
-    """One reward of 1 for the last of two steps, a critic that says 0: the first step's return is the discount."""
-    cfg = config(horizon=4)
-    cfg = replace(cfg, critic=replace(cfg.critic, horizon=100, contdisc=contdisc, lam=1.0))
-    terms = Ensemble(VECTOR, cfg, 0).main.terms()
-    reward, value = torch.tensor([[0.0, 0.0, 1.0]]), torch.zeros(1, 3)
-    cont = torch.full((1, 3), cfg.critic.discount if contdisc else 1.0)
-    found = {k: float(o.returns(reward, cont, value, value)[0][0, 0]) for k, o in terms.items()}
-    assert found == {"extrinsic": pytest.approx(0.99), "disagreement": pytest.approx(0.75)}
-    same = Ensemble(VECTOR, replace(cfg, ensemble=replace(cfg.ensemble, horizon=0)), 0).main.terms()["disagreement"]
-    assert torch.equal(same.returns(reward, cont, value, value)[0], terms["extrinsic"].returns(reward, cont, value, value)[0])
-
-
 def acting(agent: Dreamer, rows: int, collecting: bool) -> TensorDict:
     data = batch(VECTOR, rows=rows, steps=2)[:, 0]
     return data.select("obs", "is_first", *(["is_last"] if collecting else []))
