@@ -48,3 +48,13 @@ def pairs(left: Tensor, reach: int, negatives: float, look: Tensor, far: Tensor,
     elsewhere = (own + steps + (other * (rows - 1) * steps).long() - own % steps) % (rows * steps)
     negative = (far < negatives) & (rows > 1)
     return torch.where(negative, elsewhere, own + gap), torch.where(negative, 1.0, gap / reach)
+
+
+def misfit(guess: Tensor, steps: Tensor, expectile: float) -> Tensor:
+    """Squared error (*) of distances, which counts 2 (1 - e) times where they are too long and 2 e times where too short.
+
+    What is found is the expectile e of the steps from one place to the other (Newey and Powell 1987). Half is the mean; a policy that
+    strays makes the mean long, and low expectiles come near the shortest way that was seen.
+    """
+    error = guess - steps
+    return torch.where(error > 0, 2 * (1 - expectile), 2 * expectile) * error.square()

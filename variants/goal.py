@@ -18,7 +18,7 @@ from ..core.specs import Spec
 from . import arrival, hindsight
 from .aims import Aim, Aims, choose, glimpse
 from .attempts import attempts, goals
-from .distance import Distance, pairs
+from .distance import Distance, misfit, pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,14 @@ class GoalConfig:
     fit: float = 1.0  # weight of the losses of these two
     reach: int = 15  # distance: so many steps count as 1
     negatives: float = 0.1  # distance: share of pairs from different sequences, which count as 1
+    expectile: float = 0.5  # distance: which one of the steps between two places it is; half is the mean, less leans to short ways
     look: int = 3  # cosine: times that a goal is shown to the model before its latent is taken
 
     def __post_init__(self) -> None:
         if min(self.future, self.random, self.commanded) < 0 or self.future + self.random + self.commanded <= 0:
             raise ValueError("goal.future, goal.random and goal.commanded are shares: none below 0, not all 0")
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"goal.expectile lies between 0 and 1, got {self.expectile:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,13 @@ class Goal(Dreamer):
     promises = Promises(
         neutral={"goal.weight": 0.0},
         turn={"goal.reward": ("distance", "cosine"), "goal.tolerance": (2.0,)},
-        beside={f"goal.{k}": {"goal.reward": r} for k, r in {"reach": "distance", "negatives": "distance", "look": "cosine"}.items()}
-        | {"goal.pool": {"goal.practice": 1.0}, "goal.stay": {"goal.tolerance": 3.0}, "goal.ahead": {"goal.tolerance": 0.0}},
+        beside={f"goal.{k}": {"goal.reward": "distance"} for k in ("reach", "negatives", "expectile")}
+        | {
+            "goal.look": {"goal.reward": "cosine"},
+            "goal.pool": {"goal.practice": 1.0},
+            "goal.stay": {"goal.tolerance": 3.0},
+            "goal.ahead": {"goal.tolerance": 0.0},
+        },
         exempt=dict.fromkeys(("goal.success_ends", "goal.practice"), "needs success that ends episodes; needs a task that gives goals"),
     )
 
@@ -146,8 +154,8 @@ class Goal(Dreamer):
             truth = self.embed(batch, self.aims.achieved(batch))
         losses["achieved"] = (self.nets["achieved"](self.latent(post).detach()) - truth).square().sum(-1)
         if self.kind == "distance":
-            index, steps = pairs(hindsight.remaining(batch["is_first"]), cfg.reach, cfg.negatives, *batch["pairing"].unbind(-1))
-            losses["distance"] = (self.nets["distance"](truth, truth.flatten(0, 1)[index]) - steps).square()
+            other, steps = pairs(hindsight.remaining(batch["is_first"]), cfg.reach, cfg.negatives, *batch["pairing"].unbind(-1))
+            losses["distance"] = misfit(self.nets["distance"](truth, truth.flatten(0, 1)[other]), steps, cfg.expectile)
         return losses
 
     def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:

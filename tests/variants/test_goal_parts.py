@@ -18,7 +18,8 @@ from polydream.core.specs import Space, Spec
 from polydream.tasks import world
 from polydream.variants import arrival, hindsight
 from polydream.variants.aims import Aims, choose
-from polydream.variants.distance import Distance, pairs
+from polydream.variants.distance import Distance, misfit, pairs
+from polydream.variants.goal import GoalConfig
 
 SHARES = (0.5, 0.3, 0.2)
 
@@ -143,6 +144,18 @@ def test_distance_is_zero_at_the_goal_and_obeys_the_triangle_inequality() -> Non
     assert float(net(a, a).detach().abs().max()) == 0.0
     assert float(net(a, b).min()) > 0 and not torch.allclose(net(a, b), net(b, a)), "one way may be longer"
     assert bool((net(a, c) <= net(a, b) + net(b, c) + 1e-5).all())
+
+
+def test_a_distance_is_the_mean_of_ways_or_leans_to_the_short_ones() -> None:
+    """Four ways of 1, 1, 1 and 5 steps: the mean is 2. The expectile e is where e times what is above equals 1 - e times what is below."""
+    steps = torch.tensor([1.0, 1.0, 1.0, 5.0])
+    guess = torch.tensor(2.0, requires_grad=True)
+    for expectile, wanted in ((0.5, 2.0), (0.1, 1 + 4 * 0.1 / 2.8), (0.9, 1 + 4 * 0.9 / 1.2)):
+        (slope,) = torch.autograd.grad(misfit(guess - 2 + wanted, steps, expectile).mean(), guess)
+        assert float(slope) == pytest.approx(0, abs=1e-6), expectile
+    assert torch.equal(misfit(steps, steps.flip(0), 0.5), (steps - steps.flip(0)).square())
+    with pytest.raises(ValueError, match="goal.expectile"):
+        GoalConfig(expectile=1.0)
 
 
 def test_pairs_are_labelled_by_their_steps_and_negatives_by_one() -> None:
