@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,3 +60,12 @@ def misfit(guess: Tensor, steps: Tensor, expectile: float) -> Tensor:
     """
     error = guess - steps
     return torch.where(error > 0, 2 * (1 - expectile), 2 * expectile) * error.square()
+
+
+def fit(distance: nn.Module, seen: Tensor, left: Tensor, pairing: Tensor, cfg: Any) -> Tensor:
+    """Loss (B, T) of a distance on embeddings (B, T, G) of replayed steps, with uniform numbers (B, T, 3) that pair them.
+
+    left (B, T) as in `pairs`; cfg: reach, negatives and expectile.
+    """
+    other, steps = pairs(left, cfg.reach, cfg.negatives, *pairing.unbind(-1))
+    return misfit(distance(seen, seen.flatten(0, 1)[other]), steps, cfg.expectile)

@@ -18,7 +18,7 @@ from ..core.specs import Spec
 from . import arrival, hindsight
 from .aims import Aim, Aims, choose, glimpse
 from .attempts import attempts, goals
-from .distance import Distance, misfit, pairs
+from .distance import Distance, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +73,8 @@ class Goal(Dreamer):
         neutral={"goal.weight": 0.0},
         turn={"goal.reward": ("distance", "cosine"), "goal.tolerance": (2.0,)},
         beside={f"goal.{k}": {"goal.reward": "distance"} for k in ("reach", "negatives", "expectile")}
-        | {
-            "goal.look": {"goal.reward": "cosine"},
-            "goal.pool": {"goal.practice": 1.0},
-            "goal.stay": {"goal.tolerance": 3.0},
-            "goal.ahead": {"goal.tolerance": 0.0},
-        },
+        | {"goal.look": {"goal.reward": "cosine"}}
+        | {"goal.pool": {"goal.practice": 1.0}, "goal.stay": {"goal.tolerance": 3.0}, "goal.ahead": {"goal.tolerance": 0.0}},
         exempt=dict.fromkeys(("goal.success_ends", "goal.practice"), "needs success that ends episodes; needs a task that gives goals"),
     )
 
@@ -154,8 +150,7 @@ class Goal(Dreamer):
             truth = self.embed(batch, self.aims.achieved(batch))
         losses["achieved"] = (self.nets["achieved"](self.latent(post).detach()) - truth).square().sum(-1)
         if self.kind == "distance":
-            other, steps = pairs(hindsight.remaining(batch["is_first"]), cfg.reach, cfg.negatives, *batch["pairing"].unbind(-1))
-            losses["distance"] = misfit(self.nets["distance"](truth, truth.flatten(0, 1)[other]), steps, cfg.expectile)
+            losses["distance"] = fit(self.nets["distance"], truth, hindsight.remaining(batch["is_first"]), batch["pairing"], cfg)
         return losses
 
     def report(self, batch: TensorDict, draws: Draws) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
