@@ -31,6 +31,23 @@ def test_bins_are_mirrored_and_uniform_predicts_zero(count: int) -> None:
     assert float(maths.twohot_mean(torch.full((count,), 1 / count), bins)) == 0.0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_mean_over_bins_is_float32_where_products_are_bfloat16(compiled: bool) -> None:
+    """A value of 90.2 must not become 90: a step's reward is lost in that, and it is what advantages are made of."""
+    bins = maths.symexp_bins(255)
+    below = int((bins < 90.2).sum()) - 1
+    share = (bins[below + 1] - 90.2) / (bins[below + 1] - bins[below])
+    logits = torch.full((7, 255), -60.0)
+    logits[:, below], logits[:, below + 1] = share.log(), (1 - share).log()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = twohot.mean(logits, bins, compiled)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.full((7,), 90.2), rtol=1e-5, atol=0)
+    logits.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert twohot.mean(logits, bins).dtype == torch.float32, "nor where there is a gradient"
+
+
 def test_twohot_loss_by_hand() -> None:
     bins, logits = torch.tensor([-2.0, 0.0, 2.0, 6.0]), torch.zeros(4)
     logits[2] = 1.0
