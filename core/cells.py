@@ -133,7 +133,13 @@ class BlockGRU(nn.Module):
         reset, candidate, update = self.gates(x).reshape(rows, self.blocks, 3, -1).unbind(2)
         update = torch.sigmoid(update - 1)
         candidate = torch.tanh(torch.sigmoid(reset) * candidate)
-        return torch.lerp(slices, candidate, update).flatten(1)
+        return _between(slices, candidate, update).flatten(1)
+
+
+def _between(before: Tensor, candidate: Tensor, update: Tensor) -> Tensor:
+    """The state after a gate, in the type of the one before: under an autocast the three need not have one."""
+    kind = torch.promote_types(before.dtype, candidate.dtype)
+    return torch.lerp(before.to(kind), candidate.to(kind), update.to(kind)).to(before.dtype)
 
 
 class GRU(nn.Module):
@@ -157,7 +163,7 @@ class GRU(nn.Module):
         """deter (n, D), stoch (n, S * C), action (n, A) -> next deter (n, D)."""
         x = self.act(self.norm(self.inputs(torch.cat([stoch, action], -1))))
         reset, candidate, update = self.gate_norm(self.gates(torch.cat([x, deter], -1))).chunk(3, -1)
-        return torch.lerp(deter, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
+        return _between(deter, torch.tanh(torch.sigmoid(reset) * candidate), torch.sigmoid(update - 1))
 
 
 CELLS: dict[str, Callable[[RSSMConfig, int], nn.Module]] = {"block_gru": BlockGRU, "gru": GRU}

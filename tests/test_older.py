@@ -99,3 +99,21 @@ def test_without_a_gradient_a_loss_reaches_its_head_only(knob: str, name: str, o
     dreamer.losses(data, state, previous, Draws(0))[0][name].mean().backward()
     reached = {n for n, p in dreamer.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert reached and all(n.startswith(owner) for n in reached)
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_every_profile_learns_in_bfloat16(name: str) -> None:
+    """Losses near those of float32 from the same noise, and updates that move weights: recurrent cells meet states of two types."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        made = Dreamer(DISCRETE, PROFILES[name](tiny()), 0)
+        made.accelerate(precision)  # type: ignore[arg-type]
+        data, optimizer = batch(DISCRETE, cfg=made.cfg), made.optimizer()
+        state, steps, previous = made.replay_context(data, 1)
+        found[precision] = {k: float(v.detach().mean()) for k, v in made.losses(steps, state, previous, Draws(0), False)[0].items()}
+        before = made.rssm.cell.gates.weight.clone()  # type: ignore[union-attr, operator]
+        for number in range(2):  # the rate of the first may still be 0
+            made.update(data, optimizer, Draws(0, number))
+        assert not torch.equal(before, made.rssm.cell.gates.weight)  # type: ignore[arg-type, union-attr]
+    for key in ("dyn", "reward", "value"):
+        assert found["bfloat16"][key] == pytest.approx(found["float32"][key], rel=0.05), key

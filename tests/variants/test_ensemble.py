@@ -333,6 +333,21 @@ def test_disagreement_has_a_scale_of_its_own() -> None:
     assert float(found[0].std()) > 0.1
 
 
+@pytest.mark.parametrize("kind", ["heads", "priors", "worlds"])
+def test_every_kind_learns_in_bfloat16(kind: str) -> None:
+    """Dreams carry their state in it, and a recurrent cell is asked by each kind in its own way."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        agent = make(kind=kind, members=3)
+        agent.accelerate(precision)
+        data = batch(VECTOR, cfg=agent.cfg)
+        if kind == "worlds":
+            data["latent"] = data["latent"].apply(lambda x: x.repeat(1, 1, 3, *[1] * (x.ndim - 3)))
+        found[precision] = float(losses(agent, data)["dyn"].mean())
+        agent.update(data, agent.optimizer(), Draws(0))
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05)
+
+
 def acting(agent: Dreamer, rows: int, collecting: bool) -> TensorDict:
     data = batch(VECTOR, rows=rows, steps=2)[:, 0]
     return data.select("obs", "is_first", *(["is_last"] if collecting else []))
