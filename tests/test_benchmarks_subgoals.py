@@ -56,7 +56,7 @@ def test_random_actions_are_scored_against_the_same_subgoals() -> None:
 def test_the_gap_is_told_in_standard_errors() -> None:
     found = measure(agent(), PINPAD, 11, 0)
     assert (
-        found["target"] == pytest.approx(0.6 * 16.6355, rel=1e-3) and found["closeness_segments"] == found["random_segments"] == 2 * WORLDS
+        found["target"] == pytest.approx(0.75 * 16.6355, rel=1e-3) and found["closeness_segments"] == found["random_segments"] == 2 * WORLDS
     )
     assert found["gap"] == pytest.approx(found["closeness"] - found["random"])
     assert found["gap_in_errors"] == pytest.approx(found["gap"] / (found["closeness_error"] ** 2 + found["random_error"] ** 2) ** 0.5)
