@@ -209,6 +209,7 @@ def test_a_dream_asks_the_manager_only_where_a_choice_is_due_and_is_as_one_that_
         for key in ("code", "subgoal", "deter", "stoch", "cont"):
             assert torch.equal(known[key], looked[key]), key
         assert torch.equal(known["action", "action"], looked["action", "action"])
+        assert torch.equal(agent.rewards(known)["closeness"], agent.rewards(looked)["closeness"]), "scored once a segment or once a step"
         # By hand, as the world does it: act, step, act, step.
         walked, draws = first.clone().update(agent.context(steps[:, 0], first, Draws(0))), Draws(1)
         for t in range(9):
