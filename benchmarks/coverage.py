@@ -21,8 +21,9 @@ from polydream.core.registry import task
 from polydream.core.rng import Draws
 from polydream.core.train import Trainer
 from polydream.tasks.grids import rooms
+from polydream.tasks.world import MOVES
 
-from .distances import replayed, walks
+from .distances import journeys, replayed
 
 FREE = rooms(5, 5)
 TASK = "world/rooms25"
@@ -62,19 +63,17 @@ def explore(steps: int, seed: int, settings: dict[str, Any]) -> tuple[np.ndarray
             return visits, doubts(trainer.agent)
 
 
-def doubts(agent: Any, count: int = 2, length: int = 24, settled: int = 4) -> np.ndarray:
-    """Disagreement about what follows each cell, mean over steps of short random walks from every cell: (rows, columns).
-
-    A recurrent model that is put down in a cell knows less than one that walked there, so the first `settled` steps do not count.
-    """
-    places, actions = walks(FREE, np.repeat(np.argwhere(FREE), count, 0), length)
-    batch = replayed({"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}, actions)
-    left = agent.measure(batch, Draws(0))[:, settled + 1 :].numpy()  # entry t is about the way from t - 1 to t
-    total, number = np.zeros(FREE.shape), np.zeros(FREE.shape)
-    where = tuple(places[:, settled:-1].reshape(-1, 2).T)
-    np.add.at(total, where, left.ravel())
-    np.add.at(number, where, 1)
-    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+def doubts(agent: Any) -> np.ndarray:
+    """Disagreement about what follows each cell, mean over the five actions: (rows, columns). The model has walked there from the start."""
+    cells, world = np.argwhere(FREE), task(TASK, seed=0)
+    found = []
+    for action in range(len(MOVES)):
+        places, actions = journeys(world, cells, last=action)
+        batch = replayed({"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}, actions)
+        found.append(agent.measure(batch, Draws(0))[:, -1].numpy())  # entry t is about the way from t - 1 to t
+    doubt = np.full(FREE.shape, np.nan)
+    doubt[tuple(cells.T)] = np.mean(found, 0)
+    return doubt
 
 
 def picture(visits: np.ndarray, doubt: np.ndarray, path: Path) -> None:

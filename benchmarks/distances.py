@@ -17,10 +17,6 @@ from tensordict import TensorDict
 from polydream.core.rng import Draws
 from polydream.tasks.world import MOVES
 
-SETTLED = 4
-"""First steps of a walk that do not count: a recurrent model that is put down in a cell knows less than one that walked there."""
-
-
 def steps_away(free: np.ndarray, cell: Sequence[int]) -> np.ndarray:
     """Fewest steps (rows, columns) to a cell, -1 where there is no way: breadth-first."""
     far = np.full(free.shape, -1)
@@ -55,15 +51,17 @@ def visits(run: Path, free: np.ndarray) -> np.ndarray:
 def agreement(agent: Any, task: Any, visited: np.ndarray) -> dict[str, float]:
     """Spearman's rank correlation of learned and true distance over pairs of cells, all pairs and those within `goal.reach`.
 
-    `rank`: of the observations of two cells. `rank_latent`: from the latent of a walk of random actions, which is what dreams are paid
-    by. `_known`: where both cells were visited (rows, columns) at least `KNOWN` times; nothing can be learned of others. task: a grid.
+    `rank`: of the observations of two cells. `rank_latent`: from the latent of somebody who has walked to the first, which is what dreams are
+    paid by. `_seen`, `_known`: where both cells were visited (rows, columns) at all, or at least `KNOWN` times; nothing can be learned of
+    others. task: a grid.
     """
     cells = task._spots
-    known = visited[tuple(cells.T)] >= KNOWN
+    often = visited[tuple(cells.T)]
+    met, known = often > 0, often >= KNOWN
     ways = np.stack([steps_away(task._free, c)[tuple(cells.T)] for c in cells])
     numbers = np.full(task._free.shape, -1)
     numbers[tuple(cells.T)] = np.arange(len(cells))
-    walked, actions = walks(task._free, np.repeat(cells, 2, 0))
+    walked, actions = journeys(task, np.repeat(cells, 2, 0))
     at = numbers[tuple(np.moveaxis(walked, -1, 0))]
     seen = _seen(task, cells)
     with torch.no_grad():
@@ -71,14 +69,17 @@ def agreement(agent: Any, task: Any, visited: np.ndarray) -> dict[str, float]:
         batch = replayed({k: v[torch.as_tensor(at)] for k, v in seen.items()}, actions)
         state, data, previous = agent.replay_context(batch, 0)
         post = agent.rssm.observe(agent.encode(data), previous, data["is_first"], state, Draws(0))
-        guesses = agent.nets["achieved"](agent.latent(post))[:, SETTLED:].flatten(0, 1)
-        rows = at[:, SETTLED:].ravel()
-        pairs = {"rank": (goals, ways, known), "rank_latent": (guesses, ways[rows], known[rows])}
-        found: dict[str, float] = {"known": int(known.sum())}
-        for name, (here, true, sure) in pairs.items():
-            learned = agent.nets["distance"](here[:, None], goals[None]).numpy()
+        guesses = agent.nets["achieved"](agent.latent(post))[:, -2]
+        rows = at[:, -2]
+        pairs = {"rank": (goals, np.arange(len(cells))), "rank_latent": (guesses, rows)}
+        found: dict[str, float] = {"seen": int(met.sum()), "known": int(known.sum())}
+        for name, (here, own) in pairs.items():
+            true = ways[own]
+            # Piece by piece: of every pair the network holds all its units.
+            learned = torch.cat([agent.nets["distance"](part[:, None], goals[None]) for part in here.split(64)]).numpy()
             near = (true > 0) & (true <= agent.cfg.goal.reach)
-            kinds = {"": true > 0, "_near": near, "_near_known": near & sure[:, None] & known}
+            kinds = {"": true > 0, "_near": near}
+            kinds |= {f"_near_{k}": near & sure[own][:, None] & sure for k, sure in (("seen", met), ("known", known))}
             for kind, chosen in kinds.items():
                 if chosen.sum() < 2:
                     continue
@@ -102,15 +103,26 @@ def _embedded(agent: Any, seen: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.as_tensor(agent.embed(data, agent.aims.achieved(data)))
 
 
-def walks(free: np.ndarray, starts: np.ndarray, length: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Walks of random actions from cells (n, 2): the cells (n, length, 2), and the actions taken in them (n, length)."""
-    rng = np.random.default_rng(0)
-    actions = rng.integers(0, 5, (len(starts), length))
-    at, ways = starts, np.empty((len(starts), length, 2), int)
-    for t in range(length):
+def journeys(task: Any, ends: np.ndarray, last: int = 0, wander: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Ways to cells `ends` (n, 2) of a grid, from where its episodes begin: the cells (n, T, 2), and the actions taken in them (n, T).
+
+    At least about `wander` random actions, then a shortest way; the end is at T - 2, and the action `last` is taken there. Put down where no
+    episode begins a recurrent model does not find out where it is, however much it sees.
+    """
+    free, rng, each = task._free, np.random.default_rng(0), np.arange(len(ends))
+    cells, which = np.unique(ends, axis=0, return_inverse=True)
+    far = np.stack([steps_away(free, c) for c in cells])[which.ravel()]
+    at = np.stack([task.reset(i) and task._cell for i in each])
+    steps = wander + int(far[each, at[:, 0], at[:, 1]].max())
+    ways, actions = np.empty((len(ends), steps + 2, 2), int), np.zeros((len(ends), steps + 2), int)
+    for t in range(steps + 2):
         ways[:, t] = at
-        there = at + np.array(MOVES)[actions[:, t]]
-        at = np.where(free[tuple(there.T)][:, None], there, at)
+        there = at[:, None] + np.array(MOVES)
+        there = np.where(free[there[..., 0], there[..., 1]][..., None], there, at[:, None])
+        left = far[each[:, None], there[..., 0], there[..., 1]]
+        late = far[each, at[:, 0], at[:, 1]] >= steps - t - 1
+        actions[:, t] = np.where(late, left.argmin(1), rng.integers(0, len(MOVES), len(ends))) if t < steps else last
+        at = there[each, actions[:, t]]
     return ways, actions
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from benchmarks.distances import KNOWN, agreement, steps_away, visits, walks
+from benchmarks.distances import KNOWN, agreement, journeys, steps_away, visits
 from benchmarks.goals import Held, goals_of, rooms, rooms_of
 from polydream.core.config import override
 from polydream.core.presets import resolve
@@ -90,17 +90,26 @@ def test_a_true_distance_agrees_and_one_that_is_blind_does_not() -> None:
     made.nets["distance"] = Counted()
     visited = np.zeros(free.shape, int)
     visited[tuple(cells[:9].T)] = KNOWN
+    visited[tuple(cells[9])] = 1
     found = agreement(made, task, visited)
-    assert found["rank"] == found["rank_near"] == found["rank_near_known"] == 1.0 and found["known"] == 9
+    assert found["rank"] == found["rank_near"] == found["rank_near_seen"] == found["rank_near_known"] == 1.0
+    assert found["seen"] == 10 and found["known"] == 9
     assert abs(found["rank_latent"]) < 0.5, "an untrained model does not know where it is"
 
 
-def test_walks_keep_to_the_floor_one_step_at_a_time() -> None:
-    task: Any = rooms()
-    ways, actions = walks(task._free, task._spots, length=12)
-    assert ways.shape == (len(task._spots), 12, 2) and actions.shape == ways.shape[:2]
+@pytest.mark.parametrize("world", ["fourrooms", "rooms25"])
+def test_journeys_go_from_a_start_to_every_cell_one_step_at_a_time(world: str) -> None:
+    task: Any = rooms(world)
+    ways, actions = journeys(task, task._spots, last=3, wander=12)
     assert bool(task._free[tuple(np.moveaxis(ways, -1, 0))].all())
-    assert int(np.abs(np.diff(ways, axis=1)).sum(-1).max()) == 1
+    assert np.array_equal(ways[:, -2], task._spots) and (actions[:, -2] == 3).all()
+    assert len(np.unique(ways[:, 12], axis=0)) > 20, "they wander before they go"
+    for number in (0, 7, len(ways) - 1):  # the task itself, told the same actions, goes the same way
+        task.reset(number)
+        assert np.array_equal(task._cell, ways[number, 0])
+        for action, there in zip(actions[number, :-1], ways[number, 1:], strict=True):
+            task._walk(action)
+            assert np.array_equal(task._cell, there)
 
 
 def test_visits_are_those_of_the_run(tmp_path: Path) -> None:
