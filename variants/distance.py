@@ -12,6 +12,9 @@ from ..core.nets import MLP, Linear
 
 EPSILON = 1e-6
 
+PARTNERS = 8
+"""Pairs that each replayed step is the first of, in one update. Networks see a step once for all of them, so more pairs cost little."""
+
 
 class Distance(nn.Module):
     """d(a, b) >= 0 in units of `reach` steps, from two goal embeddings (*, G). d(g, g) is 0 and the triangle inequality holds.
@@ -31,18 +34,22 @@ class Distance(nn.Module):
         return self.even(hidden), self.directed(hidden)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        (even_a, directed_a), (even_b, directed_b) = self.parts(a), self.parts(b)
+        return self.between(self.parts(a), self.parts(b))
+
+    def between(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+        """The distance (*) of what `parts` made of two embeddings."""
+        (even_a, directed_a), (even_b, directed_b) = a, b
         square = (even_a - even_b).square().mean(-1)
         # The root has no slope at 0; a small constant inside gives it one, and comes off again.
         return (square + EPSILON).sqrt() - EPSILON**0.5 + F.relu(directed_a - directed_b).amax(-1)
 
 
 def pairs(left: Tensor, reach: int, negatives: float, look: Tensor, far: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Partner and label of every step, (B, T) each, for pairs that the distance is fitted to (LEXA, section 3.2).
+    """Partner and label of every step (B, T) for pairs that the distance is fitted to (LEXA, section 3.2).
 
     left: steps that follow in the same episode. Partners are 0 ... min(reach, left) steps ahead, label steps / reach; a share of
-    `negatives` is a step of another sequence, label 1, where there is one. look, far, other: uniform (B, T).
-    Returns the flat index into the B * T steps, and the label.
+    `negatives` is a step of another sequence, label 1, where there is one. look, far, other: uniform (B, T), or (P, B, T) for
+    P partners of each step. Returns the flat index into the B * T steps, and the label, both of that shape.
     """
     rows, steps = left.shape
     own = torch.arange(rows * steps, device=left.device).reshape(rows, steps)
@@ -62,10 +69,12 @@ def misfit(guess: Tensor, steps: Tensor, expectile: float) -> Tensor:
     return torch.where(error > 0, 2 * (1 - expectile), 2 * expectile) * error.square()
 
 
-def fit(distance: nn.Module, seen: Tensor, left: Tensor, pairing: Tensor, cfg: Any) -> Tensor:
-    """Loss (B, T) of a distance on embeddings (B, T, G) of replayed steps, with uniform numbers (B, T, 3) that pair them.
+def fit(distance: Distance, seen: Tensor, left: Tensor, pairing: Tensor, cfg: Any) -> Tensor:
+    """Loss (B, T) of a distance on embeddings (B, T, G) of replayed steps, with uniform numbers (B, T, P, 3) that pair them.
 
     left (B, T) as in `pairs`; cfg: reach, negatives and expectile.
     """
-    other, steps = pairs(left, cfg.reach, cfg.negatives, *pairing.unbind(-1))
-    return misfit(distance(seen, seen.flatten(0, 1)[other]), steps, cfg.expectile)
+    other, steps = pairs(left, cfg.reach, cfg.negatives, *pairing.movedim(2, 0).unbind(-1))
+    even, directed = distance.parts(seen)
+    guess = distance.between((even, directed), (even.flatten(0, 1)[other], directed.flatten(0, 1)[other]))
+    return misfit(guess, steps, cfg.expectile).mean(0)

@@ -18,7 +18,7 @@ from ..core.specs import Spec
 from . import arrival, hindsight
 from .aims import Aim, Aims, choose, glimpse
 from .attempts import attempts, goals
-from .distance import Distance, fit
+from .distance import PARTNERS, Distance, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Goal(Dreamer):
         # Looked at before images are moved about: what is commanded is not moved with them.
         batch = super().prepare(batch, draws).copy()
         if self.kind == "distance":
-            batch["pairing"] = hindsight.uniform(draws, "goal/pairs", *batch.batch_size, 3)
+            batch["pairing"] = hindsight.uniform(draws, "goal/pairs", *batch.batch_size, PARTNERS, 3)
         return batch if spared is None else batch.set("is_terminal", batch["is_terminal"] & ~spared)
 
     def context(self, data: TensorDict, state: TensorDict, draws: Draws) -> TensorDict:

@@ -18,7 +18,7 @@ from polydream.core.specs import Space, Spec
 from polydream.tasks import world
 from polydream.variants import arrival, hindsight
 from polydream.variants.aims import Aims, choose
-from polydream.variants.distance import Distance, misfit, pairs
+from polydream.variants.distance import Distance, fit, misfit, pairs
 from polydream.variants.goal import GoalConfig
 
 SHARES = (0.5, 0.3, 0.2)
@@ -168,6 +168,18 @@ def test_pairs_are_labelled_by_their_steps_and_negatives_by_one() -> None:
     assert bool((index // 6 == torch.tensor([[1], [0]])).all()) and bool((label == 1).all())
     index, label = pairs(left[:1], 2, 1.0, zeros[:1], zeros[:1], zeros[:1])
     assert index.tolist() == [[0, 1, 2, 3, 4, 5]] and bool((label == 0).all()), "one sequence has no other"
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_partners() -> None:
+    """Beside the formula pair by pair: the network of both embeddings, on partners that are drawn one after another."""
+    net, seen, left = distance(), noise(2, 6, 3), hindsight.remaining(firsts("|...|.", "......"))
+    pairing, cfg = noise(2, 6, 4, 3, seed=1), GoalConfig(reach=2, negatives=0.3, expectile=0.2)
+    one_by_one = []
+    for p in range(4):
+        index, label = pairs(left, 2, 0.3, *pairing[:, :, p].unbind(-1))
+        one_by_one.append(misfit(net(seen, seen.flatten(0, 1)[index]), label, 0.2))
+    assert not torch.equal(one_by_one[0], one_by_one[1])
+    torch.testing.assert_close(fit(net, seen, left, pairing, cfg), torch.stack(one_by_one).mean(0))
 
 
 def test_distance_learned_from_random_walks_orders_cells_by_steps() -> None:
