@@ -65,11 +65,12 @@ def explore(steps: int, seed: int, settings: dict[str, Any]) -> tuple[np.ndarray
 
 def doubts(agent: Any) -> np.ndarray:
     """Disagreement about what follows each cell, mean over the five actions: (rows, columns). The model has walked there from the start."""
-    cells, world = np.argwhere(FREE), task(TASK, seed=0)
+    cells, number = np.argwhere(FREE), len(MOVES)
+    places, actions = journeys(task(TASK, seed=0), np.repeat(cells, number, 0), last=np.tile(np.arange(number), len(cells)))
     found = []
-    for action in range(len(MOVES)):
-        places, actions = journeys(world, cells, last=action)
-        batch = replayed({"y": torch.from_numpy(places[..., 0]), "x": torch.from_numpy(places[..., 1])}, actions)
+    for action in range(number):
+        y, x = (torch.from_numpy(places[action::number, :, i]) for i in (0, 1))
+        batch = replayed({"y": y, "x": x}, actions[action::number])
         found.append(agent.measure(batch, Draws(0))[:, -1].numpy())  # entry t is about the way from t - 1 to t
     doubt = np.full(FREE.shape, np.nan)
     doubt[tuple(cells.T)] = np.mean(found, 0)

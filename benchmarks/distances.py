@@ -17,6 +17,7 @@ from tensordict import TensorDict
 from polydream.core.rng import Draws
 from polydream.tasks.world import MOVES
 
+
 def steps_away(free: np.ndarray, cell: Sequence[int]) -> np.ndarray:
     """Fewest steps (rows, columns) to a cell, -1 where there is no way: breadth-first."""
     far = np.full(free.shape, -1)
@@ -51,9 +52,9 @@ def visits(run: Path, free: np.ndarray) -> np.ndarray:
 def agreement(agent: Any, task: Any, visited: np.ndarray) -> dict[str, float]:
     """Spearman's rank correlation of learned and true distance over pairs of cells, all pairs and those within `goal.reach`.
 
-    `rank`: of the observations of two cells. `rank_latent`: from the latent of somebody who has walked to the first, which is what dreams are
-    paid by. `_seen`, `_known`: where both cells were visited (rows, columns) at all, or at least `KNOWN` times; nothing can be learned of
-    others. task: a grid.
+    `rank`: of the observations of two cells. `rank_latent`: from the latent after a walk to the first, which is what dreams are paid by.
+    `_seen`, `_known`: where both cells were visited (rows, columns) at all, or at least `KNOWN` times; nothing can be learned of others.
+    task: a grid.
     """
     cells = task._spots
     often = visited[tuple(cells.T)]
@@ -103,11 +104,11 @@ def _embedded(agent: Any, seen: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.as_tensor(agent.embed(data, agent.aims.achieved(data)))
 
 
-def journeys(task: Any, ends: np.ndarray, last: int = 0, wander: int = 24) -> tuple[np.ndarray, np.ndarray]:
+def journeys(task: Any, ends: np.ndarray, last: np.ndarray | int = 0, wander: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """Ways to cells `ends` (n, 2) of a grid, from where its episodes begin: the cells (n, T, 2), and the actions taken in them (n, T).
 
-    At least about `wander` random actions, then a shortest way; the end is at T - 2, and the action `last` is taken there. Put down where no
-    episode begins a recurrent model does not find out where it is, however much it sees.
+    At least about `wander` random actions, then a shortest way; the end is at T - 2, and the action `last` (n,) is taken there. A recurrent
+    model that is put down where no episode begins does not find out where it is, however much it sees.
     """
     free, rng, each = task._free, np.random.default_rng(0), np.arange(len(ends))
     cells, which = np.unique(ends, axis=0, return_inverse=True)

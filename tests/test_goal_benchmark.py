@@ -11,6 +11,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from benchmarks import coverage
 from benchmarks.distances import KNOWN, agreement, journeys, steps_away, visits
 from benchmarks.goals import Held, goals_of, rooms, rooms_of
 from polydream.core.config import override
@@ -110,6 +111,22 @@ def test_journeys_go_from_a_start_to_every_cell_one_step_at_a_time(world: str) -
         for action, there in zip(actions[number, :-1], ways[number, 1:], strict=True):
             task._walk(action)
             assert np.array_equal(task._cell, there)
+
+
+def test_doubts_are_those_of_the_ways_out_of_each_cell() -> None:
+    """An agent that doubts the ways out of one cell, and that by the number of the action, is found out."""
+
+    class Doubter:
+        def measure(self, batch: Any, draws: Any) -> torch.Tensor:
+            y, x = batch["obs", "y"], batch["obs", "x"]
+            out = torch.zeros(y.shape)
+            before = (y[:, :-1] == 3) & (x[:, :-1] == 4)
+            out[:, 1:] = before * (1.0 + batch["action", "action"][:, :-1])
+            return out
+
+    doubt = coverage.doubts(Doubter())
+    assert doubt[3, 4] == 3.0 and np.nansum(doubt) == 3.0 and np.isnan(doubt[0, 0])
+    assert np.array_equal(np.isnan(doubt), ~coverage.FREE)
 
 
 def test_visits_are_those_of_the_run(tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def misfit(guess: Tensor, steps: Tensor, expectile: float) -> Tensor:
     return torch.where(error > 0, 2 * (1 - expectile), 2 * expectile) * error.square()
 
 
-def fit(distance: Distance, seen: Tensor, left: Tensor, pairing: Tensor, cfg: Any) -> Tensor:
-    """Loss (B, T) of a distance on embeddings (B, T, G) of replayed steps, with uniform numbers (B, T, P, 3) that pair them.
+def fit(distance: Any, seen: Tensor, left: Tensor, pairing: Tensor, cfg: Any) -> Tensor:
+    """Loss (B, T) of a `Distance` on embeddings (B, T, G) of replayed steps, with uniform numbers (B, T, P, 3) that pair them.
 
     left (B, T) as in `pairs`; cfg: reach, negatives and expectile.
     """
