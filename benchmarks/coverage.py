@@ -118,7 +118,7 @@ def main() -> None:
         "agent.ensemble.kind": given.kind, "agent.ensemble.intrinsic": given.intrinsic, "agent.ensemble.episodes": 1.0,
         "agent.ensemble.prior": given.prior,
         "agent.ensemble.dreams": 0.75, "agent.starts": 4, "batch": 16, "length": 16, "ratio": given.ratio, "agent.optim.lr": given.lr,
-        # With the usual 3e-4 policies settle before anything is known: paid nothing they see less than random actions do.
+        # With the usual 3e-4 the explorer settles while its values still climb, when every action looks good.
         "agent.actor.entropy": 3e-3,
     }  # fmt: skip
     further = dict(s.split("=", 1) for s in given.set)
