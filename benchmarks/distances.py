@@ -88,6 +88,12 @@ def agreement(agent: Any, task: Any, visited: np.ndarray) -> dict[str, float]:
     return found
 
 
+def _start(task: Any, seed: int) -> np.ndarray:
+    """The cell (2,) in which the episode of a seed begins."""
+    task.reset(seed)
+    return np.asarray(task._cell)
+
+
 def _seen(task: Any, cells: np.ndarray) -> dict[str, torch.Tensor]:
     """What every cell looks like (n, *shape), by key."""
     task.reset(0)
@@ -113,7 +119,7 @@ def journeys(task: Any, ends: np.ndarray, last: np.ndarray | int = 0, wander: in
     free, rng, each = task._free, np.random.default_rng(0), np.arange(len(ends))
     cells, which = np.unique(ends, axis=0, return_inverse=True)
     far = np.stack([steps_away(free, c) for c in cells])[which.ravel()]
-    at = np.stack([task.reset(i) and task._cell for i in each])
+    at = np.stack([_start(task, i) for i in each])
     steps = wander + int(far[each, at[:, 0], at[:, 1]].max())
     ways, actions = np.empty((len(ends), steps + 2, 2), int), np.zeros((len(ends), steps + 2), int)
     for t in range(steps + 2):

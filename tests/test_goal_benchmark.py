@@ -73,7 +73,7 @@ def test_pictures_of_goals_are_goals_and_show_none() -> None:
         rooms("rooms25", obs="pixels")
 
 
-def test_a_true_distance_agrees_and_one_that_is_blind_does_not() -> None:
+def test_a_true_distance_agrees_and_one_that_is_blind_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     made, task = agent("distance"), rooms()
     free, cells = task._free, task._spots  # type: ignore[attr-defined]
     far = np.stack([steps_away(free, c) for c in cells])
@@ -96,6 +96,12 @@ def test_a_true_distance_agrees_and_one_that_is_blind_does_not() -> None:
     assert found["rank"] == found["rank_near"] == found["rank_near_seen"] == found["rank_near_known"] == 1.0
     assert found["seen"] == 10 and found["known"] == 9
     assert abs(found["rank_latent"]) < 0.5, "an untrained model does not know where it is"
+    # One that shows nothing but where it is now is asked in the right step.
+    made.encode = lambda data: made.embed(data, made.aims.achieved(data))  # type: ignore[method-assign]
+    monkeypatch.setattr(made.rssm, "observe", lambda tokens, *rest: {"tokens": tokens})
+    made.latent = lambda post: post["tokens"]  # type: ignore[method-assign, assignment]
+    made.nets["achieved"] = torch.nn.Identity()
+    assert agreement(made, task, visited)["rank_latent"] == 1.0
 
 
 @pytest.mark.parametrize("world", ["fourrooms", "rooms25"])
